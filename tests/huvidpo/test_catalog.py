@@ -1,0 +1,183 @@
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from huvidpo.catalog import PROJECT_ROOT, Style, load_catalog
+from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
+from huvidpo.errors import CatalogError, InvalidRequest
+
+CATEGORIES = ["waterfall", "smile", "fireworks", "horse", "guitar", "birds", "helicopter", "rain"]
+STYLES = ["realistic", "pixel-art", "claymation", "cartoon"]
+
+
+@pytest.fixture(autouse=True)
+def _no_user_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HUVIDPO_CATALOG", raising=False)
+    monkeypatch.delenv("HUVIDPO_WEIGHTS", raising=False)
+
+
+def test_built_in_names() -> None:
+    catalog = load_catalog()
+    assert list(catalog.models) == ["tiny", "sd14"]
+    assert list(catalog.categories) == CATEGORIES
+    assert list(catalog.styles) == STYLES
+
+
+def test_tiny_paths_lie_in_the_project_and_share_vae_and_text_encoder() -> None:
+    tiny = load_catalog().model("tiny")
+    assert tiny.first_frame.location == str(PROJECT_ROOT / "models/tiny/first_frame")
+    assert tiny.video_vae.location == tiny.video_text_encoder.location == tiny.first_frame.location
+    assert (tiny.defaults.height, tiny.defaults.width, tiny.defaults.frames) == (64, 64, 16)
+
+
+def test_sd14_is_the_papers_pair_with_the_papers_numbers() -> None:
+    sd14 = load_catalog().model("sd14")
+    assert sd14.first_frame.location == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert sd14.first_frame_unet is not None
+    assert sd14.first_frame_unet.location == "mhdang/dpo-sdxl-text2image-v1"
+    assert sd14.defaults == SamplingOptions()
+    assert (sd14.defaults.steps, sd14.defaults.guidance, sd14.defaults.noise_mix) == (50, 12.5, 0.2)
+
+
+def test_local_mirror_of_hub_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = tmp_path / "CompVis/stable-diffusion-v1-4"
+    mirror.mkdir(parents=True)
+    (tmp_path / "sd14/categories").mkdir(parents=True)
+    monkeypatch.setenv("HUVIDPO_WEIGHTS", str(tmp_path))
+    sd14 = load_catalog().model("sd14")
+    assert sd14.video_unet.location == str(mirror)
+    assert sd14.first_frame.location == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert sd14.categories == tmp_path / "sd14/categories"
+
+
+@pytest.mark.parametrize("style, prompt", [("pixel-art", "a horse, pixel art style"), ("realistic", None)])
+def test_style_template(style: str, prompt: str | None) -> None:
+    assert load_catalog().style(style).apply(" a horse ") == (prompt or "a horse, realistic style")
+
+
+def test_prompt_with_braces_stays_as_it_is() -> None:
+    assert Style("x", "{prompt}, x").apply("{0} {prompt}") == "{0} {prompt}, x"
+
+
+@pytest.mark.parametrize(
+    "kind, known", [("model", ["tiny", "sd14"]), ("category", CATEGORIES), ("style", STYLES)]
+)
+def test_unknown_name_lists_the_known_ones(kind: str, known: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        getattr(load_catalog(), kind)("dragon")
+    assert error.value.field == kind
+    assert "'dragon'" in error.value.message
+    assert all(name in error.value.message for name in known)
+
+
+def test_user_catalog_adds_and_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text(
+        '[styles.noir]\ntemplate = "{prompt}, film noir"\nnegative = "colour"\n'
+        '[categories.horse]\nmotion_prompt = "a horse jumps"\nweights = "jump.safetensors"\n'
+    )
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
+    catalog = load_catalog()
+    assert catalog.style("noir") == Style("noir", "{prompt}, film noir", "colour")
+    assert catalog.category("horse").weights == "jump.safetensors"
+    assert catalog.category("rain").weights == "rain.safetensors"
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ('[styles.x]\ntemplate = "no place for it"', "does not contain {prompt}"),
+        ('[styles.x]\ntemplate = "{prompt}"\ncolour = 1', "unknown key colour"),
+        ("[categories.x]\nweights = 'a'", "missing key 'motion_prompt'"),
+        ("[moods.x]", "unknown section"),
+        ("[styles.x", "Expected"),
+        ("[models.x]\nfirst_frame = 3\n[models.x.video]", "missing key"),
+        ("styles = 3", "expected tables"),
+    ],
+)
+def test_broken_catalog_names_file_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    (tmp_path / "broken.toml").write_text(text)
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
+    with pytest.raises(CatalogError) as error:
+        load_catalog()
+    assert "broken.toml" in str(error.value)
+    assert reason in str(error.value)
+
+
+def test_missing_user_catalog_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path / "nowhere"))
+    with pytest.raises(CatalogError, match="nowhere"):
+        load_catalog()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("steps", 0),
+        ("steps", 2.5),
+        ("steps", True),
+        ("guidance", -1.0),
+        ("guidance", float("nan")),
+        ("guidance", "high"),
+        ("frames", 1),
+        ("height", 30),
+        ("width", 5000),
+        ("fps", 0),
+        ("sampler", "euler"),
+        ("corrections", "all"),
+        ("noise_mix", 1.5),
+        ("first_frame_steps", -3),
+        ("first_frame_guidance", float("inf")),
+        ("first_frame_size", (64, 61)),
+        ("first_frame_size", 64),
+    ],
+)
+def test_bad_option_names_field_and_value(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        SamplingOptions().replace(**{field: value})
+    assert error.value.field == field
+    assert repr(value if field != "first_frame_size" or value == 64 else 61) in error.value.message.replace(
+        "(64, 61)", "61"
+    )
+
+
+def test_replace_ignores_none_and_refuses_unknown_names() -> None:
+    options = SamplingOptions().replace(steps=None, guidance=3)
+    assert (options.steps, options.guidance) == (50, 3)
+    with pytest.raises(InvalidRequest, match="known: steps"):
+        options.replace(strength=1)
+
+
+@given(steps=st.integers(1, 1000), guidance=st.floats(0, 100), eighths=st.integers(1, 512))
+def test_allowed_options_are_kept(steps: int, guidance: float, eighths: int) -> None:
+    options = SamplingOptions(steps=steps, guidance=guidance, height=8 * eighths)
+    assert (options.steps, options.guidance, options.height) == (steps, guidance, 8 * eighths)
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"prompt": "  "}, "prompt"),
+        ({"prompt": "x" * 5000}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"negative_prompt": 3}, "negative_prompt"),
+        ({"seed": -1}, "seed"),
+        ({"seed": MAX_SEED + 1}, "seed"),
+    ],
+)
+def test_bad_request(changes: dict, field: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        dataclasses.replace(ClipRequest("a horse", "horse", seed=1), **changes)
+    assert error.value.field == field
+
+
+def test_errors_and_requests_survive_a_process_boundary() -> None:
+    error = pickle.loads(pickle.dumps(InvalidRequest("steps: got 0", "steps")))
+    assert (error.message, error.field, str(error)) == ("steps: got 0", "steps", "steps: got 0")
+    request = ClipRequest("a horse", "horse", seed=1)
+    assert pickle.loads(pickle.dumps(request)) == request
