@@ -1,0 +1,46 @@
+# The commands of the project. Each sets up what it needs; `make serve` and `make test` work in a fresh clone.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export BENTOML_DO_NOT_TRACK = True
+
+.PHONY: help serve test check format bench tiny lock
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+serve: $(VENV)/serve.done  ## set up and serve on port 3000
+	$(BIN)/bentoml serve --port 3000
+
+test: $(VENV)/dev.done  ## set up and run the tests
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/dev.done  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+format: $(VENV)/dev.done  ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/dev.done  ## run the benchmarks; results go to benchmarks/results
+	@for script in benchmarks/*.py; do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+tiny: $(VENV)/dev.done  ## train the whole built-in family; hours on two cores, resumable
+	$(BIN)/python -m training.tiny.build
+
+lock:  ## write requirements/*.txt anew from pyproject.toml
+	$(PYTHON) requirements/lock.py
+
+$(VENV)/serve.done: requirements/serve.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements/serve.txt
+	touch $@
+
+$(VENV)/dev.done: requirements/dev.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements/dev.txt
+	touch $@ $(VENV)/serve.done

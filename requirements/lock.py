@@ -1,0 +1,50 @@
+"""Write serve.txt and dev.txt: install the direct dependencies of pyproject.toml in a fresh environment, freeze it.
+
+python requirements/lock.py
+"""
+
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def freeze(dependencies: list[str]) -> list[str]:
+    """Exact versions of everything that installing `dependencies` brings, without build tags such as +cpu."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", *dependencies], check=True)
+        lines = subprocess.run(
+            [*pip, "freeze"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    # CUDA libraries come with torch's own pins; naming them would break machines without a GPU build.
+    return [pinned(line) for line in lines if not line.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def pinned(line: str) -> str:
+    name, _, version = line.partition("==")
+    if (
+        " @ " in name
+    ):  # a file or an index that keeps builds of its own: torch @ file:///...torch-2.13.0+cpu-...
+        name, _, where = line.partition(" @ ")
+        version = where.rsplit("/", 1)[1].split("-")[1].replace("%2B", "+")
+    return f"{name}=={version.partition('+')[0]}"
+
+
+def main() -> None:
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    development = [d for d in extras["train"] + extras["dev"] if not d.startswith("huvidpo")]
+    header = "# Written by requirements/lock.py from pyproject.toml. Do not edit.\n"
+    for name, wanted in (("serve", []), ("dev", development)):
+        lines = freeze(project["dependencies"] + wanted)
+        (HERE / f"{name}.txt").write_text(header + "\n".join(lines) + "\n")
+        print(f"{name}.txt: {len(lines)} packages")
+
+
+if __name__ == "__main__":
+    main()

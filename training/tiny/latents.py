@@ -1,0 +1,70 @@
+"""Encode the rendered pictures once with the tiny VAE: float16 latents beside the pixels.
+
+    python -m training.tiny.latents --clips 4096
+
+Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/` (`latents.npy`
+[N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that `training.motion` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from training.tiny.common import DATA, FAMILY, mixed_precision, prepare, to_unit
+from training.tiny.dataset import load_split
+from training.tiny.world import caption
+
+
+@torch.no_grad()
+def encode_to(path: Path, pictures: np.ndarray, vae: AutoencoderKL) -> None:
+    """Latent means of uint8 pictures [N, (F,) 64, 64, 3] as float16 [N, 12, (F,) 16, 16]; a finished file is kept."""
+    if path.exists():
+        return
+    partial = path.with_suffix(".partial")
+    frames = pictures.shape[1] if pictures.ndim == 5 else 1
+    shape = (len(pictures), 12, frames, 16, 16)
+    store = np.lib.format.open_memmap(
+        partial, mode="w+", dtype=np.float16, shape=shape if pictures.ndim == 5 else shape[:2] + shape[3:]
+    )
+    batch = 128 // frames
+    for start in tqdm(range(0, len(pictures), batch), desc=path.stem, mininterval=5):
+        block = to_unit(torch.from_numpy(pictures[start : start + batch]))
+        flat = block.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        with mixed_precision():
+            mean = vae.encode(flat).latent_dist.mean
+        if frames > 1:
+            mean = mean.unflatten(0, (-1, frames)).transpose(1, 2)
+        store[start : start + batch] = mean.float().numpy()
+    store.flush()
+    partial.rename(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=4096)
+    parser.add_argument("--only", choices=("stills", "clips"))
+    args = parser.parse_args()
+    vae = prepare(
+        AutoencoderKL.from_pretrained(FAMILY / "first_frame" / "vae", torch_dtype=torch.float32)
+    ).eval()
+    if args.only != "clips":
+        encode_to(DATA / "stills_latents.npy", load_split(DATA, "stills")[0], vae)
+    if args.only != "stills":
+        clips, scenes = load_split(DATA, "clips")
+        store = DATA / "clips_latents"
+        store.mkdir(exist_ok=True)
+        rng = np.random.default_rng(0)
+        captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes[: args.clips]]
+        (store / "captions.json").write_text(json.dumps(captions))
+        encode_to(store / "latents.npy", clips[: args.clips], vae)
+
+
+if __name__ == "__main__":
+    main()
