@@ -46,7 +46,7 @@ def build() -> AutoencoderKL:
 
 
 def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
-    """L1 + squared error, on colours, on chroma (small saturated subjects go grey without it) and on edges."""
+    """L1 and squared error on colours, on chroma (else small saturated subjects go grey) and on edges."""
     difference = out - target
     chroma = difference - difference.mean(1, keepdim=True)
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()

@@ -2,8 +2,8 @@
 
     python -m training.tiny.clip --steps 5000 --threads 2
 
-The vocabulary is a CLIP BPE learned on the caption grammar, so that every word of it is one token and any other word
-falls back to letters (bytes). Half of all captions lose words at random: people type bare prompts.
+The vocabulary is a CLIP BPE learned on the caption grammar, so that every word of it is one token and any
+other word falls back to letters (bytes). Half of all captions lose words at random: people type bare prompts.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def retrieval(
 
 @torch.no_grad()
 def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, images: Tensor) -> list[tuple[str, str]]:
-    """The (category, style) whose caption, without colour and place, fits each image embedding [N, D] best."""
+    """The (category, style) whose caption without colour and place fits each image embedding [N, D] best."""
     labels = [(c, s) for c in CATEGORIES for s in STYLES]
     texts = [f"{SENTENCES[c][0].format(c='', p='').strip()}, {style_words(s)} style" for c, s in labels]
     prompts = F.normalize(model.get_text_features(tokenize(tokenizer, texts)).pooler_output.float(), dim=-1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -32,7 +33,7 @@ class FitConfig:
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """Warm-up, constant, then linear to a twentieth over the last quarter: a run can be prolonged from its plateau."""
+    """Warm-up, constant, linear to a twentieth over the last quarter: a run can be prolonged."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     left = (config.steps - step) / (0.25 * config.steps)
@@ -47,7 +48,7 @@ def fit(
     on_log: Callable[[int, nn.Module], None] | None = None,
     folder: Path = RUNS,
 ) -> nn.Module:
-    """Train every parameter of `model` on `loss_of(step, generator)`; returns it holding its averaged weights.
+    """Train every parameter of `model` on `loss_of(step, generator)`; returns it with its averaged weights.
 
     The generator is seeded by the step, so a run that was stopped continues exactly as if it had not been.
     Raises FloatingPointError before the optimizer moves when a loss is not finite.
@@ -111,9 +112,23 @@ def prepare(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def mixed_precision() -> Iterator[None]:
-    """bf16 autocast with attention as plain matmuls: the fused CPU kernel's backward took half of a CLIP step."""
+    """bf16 autocast, attention as plain matmuls: the fused CPU kernel's backward took half of a CLIP step."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def scheduler() -> DDIMScheduler:
+    """Of both diffusion models: v-prediction, zero terminal SNR, trailing timesteps (arXiv:2305.08891)."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
 
 
 def to_unit(pixels: Tensor) -> Tensor:

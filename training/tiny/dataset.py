@@ -3,8 +3,8 @@
     python -m training.tiny.dataset --out runs/tiny/data              # ~8 minutes on two cores
     python -m training.tiny.dataset --out runs/tiny/data --clips 64 --stills 256    # a quick look
 
-Files: `clips.npy` uint8 [N, 16, 64, 64, 3], `stills.npy` uint8 [M, 64, 64, 3] (first frames of further scenes) and
-`clips.json`, `stills.json` (their scenes). Seeds differ between the two and from the held-out set.
+Files: `clips.npy` uint8 [N, 16, 64, 64, 3], `stills.npy` uint8 [M, 64, 64, 3] (first frames of further
+scenes), `clips.json`, `stills.json` (their scenes). Seeds differ between the two and from the held-out set.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m training.tiny.evaluate                  # everything; writes models/tiny/quality.json and sheets
     python -m training.tiny.evaluate --clips 64 --frames 64 --out /tmp/quick
 
-First frames: share whose category and style the tiny CLIP names right. Clips: continue the true first frame of
-held-out scenes; PSNR of frames 1..15 against the rendered truth beside the frozen first frame's, and the mean absolute
-difference between adjacent frames beside the truth's.
+First frames: share whose category and style the tiny CLIP names right. Clips: continue the true first frame
+of held-out scenes; PSNR of frames 1..15 against the rendered truth beside the frozen first frame's, and the
+mean absolute difference between adjacent frames beside the truth's.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def motion(clip: np.ndarray) -> float:
 
 
 def judge_clips(pipeline: VideoPipeline, count: int) -> dict:
-    """Continue the true first frames of `count` held-out scenes and compare with their truth, per category."""
+    """Continue the true first frames of `count` held-out scenes; compare with the truth, per category."""
     truths, scenes = load_split(DATA, "held_out")
     rows = [(scene, truths[i], SEED + i) for i, scene in enumerate(scenes[:count])]
     result: dict[str, dict[str, list[float]]] = {

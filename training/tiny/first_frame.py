@@ -2,8 +2,8 @@
 
     python -m training.tiny.first_frame --steps 6000 --threads 2
 
-v-prediction with zero terminal SNR and trailing timesteps (Lin et al. 2023, arXiv:2305.08891); 10 % of the captions
-are empty, for classifier-free guidance.
+v-prediction with zero terminal SNR and trailing timesteps (Lin et al. 2023, arXiv:2305.08891); 10 % of the
+captions are empty, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -24,6 +24,7 @@ from training.tiny.common import (
     fit,
     mixed_precision,
     prepare,
+    scheduler,
 )
 from training.tiny.dataset import load_split
 from training.tiny.world import CATEGORIES, STYLES, caption, contact_sheet, random_scene
@@ -52,21 +53,8 @@ def build() -> UNet2DConditionModel:
     )
 
 
-def scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        steps_offset=1,
-    )
-
-
 class TextTowers:
-    """Both text encoders of the pipeline, as SDXL uses them: penultimate states side by side, pooled projection."""
+    """Both text encoders as SDXL uses them: penultimate states side by side, and the pooled projection."""
 
     def __init__(self) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
@@ -97,7 +85,7 @@ def assemble(unet: UNet2DConditionModel) -> None:
         tokenizer_2=CLIPTokenizer.from_pretrained(FOLDER / "tokenizer_2"),
         unet=unet,
         scheduler=scheduler(),
-        # Trained with the empty caption as "unconditional", so an empty negative prompt must be encoded, not zeroed.
+        # Trained with the empty caption as "unconditional": an empty negative prompt is encoded, not zeroed.
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )

@@ -2,8 +2,9 @@
 
     python -m training.tiny.latents --clips 4096
 
-Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/` (`latents.npy`
-[N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that `training.motion` reads.
+Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
+(`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
+`training.motion` reads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from training.tiny.world import caption
 
 @torch.no_grad()
 def encode_to(path: Path, pictures: np.ndarray, vae: AutoencoderKL) -> None:
-    """Latent means of uint8 pictures [N, (F,) 64, 64, 3] as float16 [N, 12, (F,) 16, 16]; a finished file is kept."""
+    """Latents of uint8 [N, (F,) 64, 64, 3] as float16 [N, 12, (F,) 16, 16]; a finished file is kept."""
     if path.exists():
         return
     partial = path.with_suffix(".partial")

@@ -1,9 +1,9 @@
-"""The procedural world of the tiny family: clips of 8 actions x 4 styles x 11 places x 8 colours, with captions.
+"""The procedural world of the tiny family: clips of 8 actions x 4 styles x 11 places x 8 colours, captioned.
 
-Everything is drawn with signed distances on a 64 x 64 grid (x right, y down, both 0..1) and analytic anti-aliasing.
-A clip is a pure function of its `Scene`: every motion starts at the same phase and all that moves is visible in
-frame 0 (streaks leave at the bottom and come back at the top), so the rest of a clip can be predicted from its
-first frame, which is what an image-to-video model has to learn.
+Everything is drawn with signed distances on a 64 x 64 grid (x right, y down, both 0..1) and analytic
+anti-aliasing. A clip is a pure function of its `Scene`: every motion starts at the same phase and all that
+moves is visible in frame 0 (streaks leave at the bottom and come back at the top), so the rest of a clip can
+be predicted from its first frame, which is what an image-to-video model has to learn.
 
     python -m training.tiny.world --out runs/world    # contact sheets: scenes.png, motion.png
 """
@@ -42,7 +42,7 @@ COLOURS: dict[str, Rgb] = {
 
 @dataclass(frozen=True)
 class Place:
-    """One background: phrases for captions, sky colours (top, horizon), ground colour, and what stands there."""
+    """One background: caption phrases, sky colours (top, horizon), ground colour, and what stands there."""
 
     phrases: tuple[str, ...]
     sky: tuple[Rgb, Rgb]
@@ -200,7 +200,6 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, drop: float = 
     return f"{sentence}, {style_words(scene.style)} style" if keep[2] else sentence
 
 
-# ---------------------------------------------------------------------------------------------------------------
 # Geometry: signed distances in units of the picture's side, negative inside. X, Y: [64, 64].
 
 Y, X = np.meshgrid(*[(np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE] * 2, indexing="ij")
@@ -251,7 +250,6 @@ def noise(cells: int, seed: int) -> Array:
     return rows[:, i % cells] * (1 - f) + rows[:, (i + 1) % cells] * f
 
 
-# ---------------------------------------------------------------------------------------------------------------
 # Painting in a style
 
 
@@ -319,12 +317,11 @@ def scaled(a: Rgb, k: float) -> Rgb:
     return (a[0] * k, a[1] * k, a[2] * k)
 
 
-# ---------------------------------------------------------------------------------------------------------------
 # Places
 
 
 def background(scene: Scene, rng: np.random.Generator) -> Canvas:
-    """Sky, light, what stands at the horizon, and the ground. Fireworks turn any place to night, rain greys it."""
+    """Sky, light, horizon and ground of a place. Fireworks turn any place to night, rain greys it."""
     place = PLACES[scene.place]
     top, bottom = place.sky
     ground = place.ground
@@ -437,7 +434,6 @@ def draw_horizon(
     canvas.image *= 1 + (coverage(below(horizon)) * grain)[..., None]
 
 
-# ---------------------------------------------------------------------------------------------------------------
 # Actions: each returns draw(canvas, t) for t = 0, 1, ... 15
 
 
@@ -612,7 +608,7 @@ def waterfall(colour: Rgb, rng: np.random.Generator) -> Draw:
             np.abs(X - centre) - half - 0.25 * edge * (lip + 0.06 < Y), np.maximum(lip - 0.05 - Y, Y - pool)
         )
         canvas.fill(water, (0.42, 0.72, 0.93), shade=0.3)
-        # Streaks fall one period (a quarter of the picture) in 8 frames, so each frame shows all there is to see.
+        # Streaks fall one period (a quarter of the picture) in 8 frames: each frame shows all there is.
         along, across = Y * 4 - t / 8, (X - centre) / half
         streak = np.sin(2 * math.pi * along + 2.6 * np.sin(across * 4.5)) + 0.7 * np.sin(
             across * 17 + 1.5 * np.sin(2 * math.pi * along)

@@ -1,0 +1,54 @@
+"""Train the whole tiny family, step by step; finished steps are kept, a stopped step goes on where it was.
+
+    python -m training.tiny.build                  # everything; hours on two cores
+    python -m training.tiny.build --from video     # only the steps from `video` on
+
+Steps: world -> vae -> clip -> latents -> first_frame -> video (base) -> motion (per
+category) -> evaluate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from training.tiny.common import DATA, FAMILY, RUNS
+from training.tiny.world import CATEGORIES
+
+MODULE = [sys.executable, "-m"]
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """The command lines of every step, in order."""
+    motion = [*MODULE, "training.motion", "--model", "tiny", "--resume"]
+
+    def out(category: str) -> list[str]:
+        return ["--out", f"{FAMILY}/categories/{category}.safetensors"]
+
+    return {
+        "world": [[*MODULE, "training.tiny.dataset", "--out", str(DATA)]],
+        "vae": [[*MODULE, "training.tiny.autoencoder"]],
+        "clip": [[*MODULE, "training.tiny.clip"]],
+        "latents": [[*MODULE, "training.tiny.latents"]],
+        "first_frame": [[*MODULE, "training.tiny.first_frame"]],
+        "video": [[*MODULE, "training.tiny.video"]],
+        "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
+        "evaluate": [[*MODULE, "training.tiny.evaluate"]],
+    }
+
+
+def main() -> None:
+    steps = commands()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="start", choices=list(steps), default="world")
+    args = parser.parse_args()
+    names = list(steps)
+    for name in names[names.index(args.start) :]:
+        for command in steps[name]:
+            print(f"== {name}: {' '.join(command[1:])}", flush=True)
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
