@@ -97,7 +97,7 @@ def check_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_strict(module: Module, tensors: Mapping[str, Tensor]) -> Module:
-    """Fill `module` with exactly `tensors` and return it; CheckpointError if a name is missing, unknown or misshapen."""
+    """Fill `module` with exactly `tensors`; CheckpointError if a name is missing, unknown or misshapen."""
     missing = [name for name in module.state_dict() if name not in tensors]
     if missing:
         raise CheckpointError(
@@ -113,9 +113,10 @@ def listing(names: list[str], most: int = 5) -> str:
 
 
 def with_weights(base: Module, tensors: Mapping[str, Tensor]) -> Module:
-    """A new module with `tensors` in place of base's tensors of those names; all others are base's very storage.
+    """A new module with `tensors` in place of base's of those names; all others are base's very storage.
 
-    `base` is untouched. The new tensors take base's dtype and device. CheckpointError for a wrong name or shape.
+    `base` is untouched. The new tensors take base's dtype and device. CheckpointError for a wrong name or
+    shape.
     """
     check_fits(base, tensors)
     # New Parameter objects over the old storage: moving or casting the copy later leaves base alone.
@@ -132,7 +133,7 @@ def with_weights(base: Module, tensors: Mapping[str, Tensor]) -> Module:
 
 
 def changed_tensors(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `tuned` that differ from `base`'s: what `with_weights(base, ...)` needs to make `tuned` again."""
+    """The tensors of `tuned` that differ from `base`'s: `with_weights(base, ...)` makes `tuned` of them."""
     own, new = base.state_dict(), tuned.state_dict()
     if own.keys() != new.keys():
         raise CheckpointError(
@@ -144,8 +145,8 @@ def changed_tensors(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 def load_lamp(folder: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(configuration, tensors under our names) of a LAMP or HuViDPO checkpoint.
 
-    `folder` is the UNet's folder (config.json beside diffusion_pytorch_model.safetensors or .bin) or the pipeline
-    folder whose `unet/` it is. Raises CheckpointError if a file is missing or damaged.
+    `folder` is the UNet's folder (config.json beside diffusion_pytorch_model.safetensors or .bin) or the
+    pipeline folder whose `unet/` it is. Raises CheckpointError if a file is missing or damaged.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "unet").is_dir():
@@ -162,10 +163,11 @@ def load_lamp(folder: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load_huvidpo_lora(unet: Module, path: StrPath, alpha: float = 32.0) -> Module:
-    """`unet` with HuViDPO's LoRA file (`model_weights_epoch_N.pth`, a peft state dict) merged in, as `with_weights`.
+    """`unet` with HuViDPO's LoRA file merged in: `model_weights_epoch_N.pth`, a peft state dict.
 
-    W + alpha / rank * B A for each adapted layer; `alpha` is not in the file, 32 is the paper's. Full tensors in the
-    file replace the model's. Raises CheckpointError if a name matches nothing or a half of a pair is missing.
+    W + alpha / rank * B A for each adapted layer; `alpha` is not in the file, 32 is the paper's. Full
+    tensors in the file replace the model's. Raises CheckpointError if a name matches nothing or a half of a
+    pair is missing.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     merged: dict[str, Tensor] = {}

@@ -1,12 +1,13 @@
 """The video UNet: Stable Diffusion 1.x's UNet2DConditionModel, inflated as LAMP and HuViDPO do.
 
-Three additions: a gated causal convolution along frames after every convolution, sparse-causal self-attention, and
-temporal self-attention at the end of each transformer block. All start at zero effect: with one frame, or with
-identical frames, a freshly inflated UNet equals the image UNet.
+Three additions: a gated causal convolution along frames after every convolution, sparse-causal
+self-attention, and temporal self-attention at the end of each transformer block. All start at zero effect:
+with one frame, or with identical frames, a freshly inflated UNet equals the image UNet.
 
-Shapes: B batch, F frames, C channels, H W latent height and width, N = H*W. Inside, frames fold into the batch as
-[(b f), C, H, W], channels last, so that frames, tokens and pixels are all views of the same memory.
-Tensor names are diffusers', with each convolution wrapped: `conv1.conv2d`, `conv1.conv1d`, `conv1.conv_gate`.
+Shapes: B batch, F frames, C channels, H W latent height and width, N = H*W. Inside, frames fold into the
+batch as [(b f), C, H, W], channels last, so that frames, tokens and pixels are all views of the same memory.
+Tensor names are diffusers', with each convolution wrapped: `conv1.conv2d`, `conv1.conv1d`,
+`conv1.conv_gate`.
 """
 
 import inspect
@@ -23,13 +24,30 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from huvidpo.attention import KeysValues, SparseCausalAttention, TemporalAttention, TextAttention, check_mode
+from huvidpo.attention import (
+    KeysValues,
+    SparseCausalAttention,
+    TemporalAttention,
+    TextAttention,
+    check_mode,
+    slow_on_cpu,
+)
 from huvidpo.checkpoint import inflated_name, load_lamp, load_strict
 
 HAS_ATTENTION = {"CrossAttnDownBlock": True, "DownBlock": False, "CrossAttnUpBlock": True, "UpBlock": False}
 
 
-class JointGroupNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm over each frame, in float32 on a CPU: its bfloat16 kernels there are 2 to 5 times slower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not slow_on_cpu(x):
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class JointGroupNorm(GroupNorm):
     """GroupNorm whose statistics run over all frames of a clip together."""
 
     def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
@@ -40,7 +58,8 @@ class JointGroupNorm(nn.GroupNorm):
 class GatedTemporalConv(nn.Module):
     """A convolution per frame, plus a gated causal convolution of its output along the frames of each pixel.
 
-    y = conv2d(x); z[t] = w0 y[t-2] + w1 y[t-1] + w2 y[t] + b with zeros before frame 0; out = y + sigmoid(gate(y)) z.
+    y = conv2d(x); z[t] = w0 y[t-2] + w1 y[t-1] + w2 y[t] + b with zeros before frame 0;
+    out = y + sigmoid(gate(y)) z.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
@@ -108,12 +127,12 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Per-frame GroupNorm (eps 1e-6, whatever the config's norm_eps), projection in, blocks, projection out."""
+    """Per-frame GroupNorm (eps 1e-6 whatever norm_eps says), projection in, blocks, projection out."""
 
     def __init__(self, level: "Level") -> None:
         super().__init__()
         dim = level.channels
-        self.norm = nn.GroupNorm(level.groups, dim, eps=1e-6)
+        self.norm = GroupNorm(level.groups, dim, eps=1e-6)
         self.proj_in = nn.Linear(dim, dim) if level.linear_projection else nn.Conv2d(dim, dim, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(dim, level.heads, level.text_dim, level.attention_mode)
@@ -180,7 +199,7 @@ class Level:
 
 
 class Block(nn.Module):
-    """What the down, middle and up blocks share: running their layers, with gradient checkpointing if enabled."""
+    """What down, middle and up blocks share: running their layers, checkpointed if that is enabled."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any = None  # set by diffusers' enable_gradient_checkpointing
@@ -205,7 +224,7 @@ class DownBlock(Block):
         self.downsamplers = nn.ModuleList([Downsample(level.channels)] if downsample else [])
 
     def forward(self, x: Tensor, time: Tensor, text_kv: Iterator[KeysValues], frames: int) -> list[Tensor]:
-        """The output after each layer and after the downsampler: the skips. The last one goes on downwards."""
+        """The output after each layer and the downsampler: the skips. The last one goes on downwards."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = self.run(resnet, x, time, frames)
@@ -255,8 +274,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     The configuration is that of SD 1.x and 2.x in diffusers, plus `attention_mode` (see `visible_frames`).
     `attention_head_dim` is the NUMBER of heads, as in those configurations: an int, or one per level.
-    `upcast_attention` is accepted and needs nothing: scaled_dot_product_attention keeps its scores in float32.
-    Raises ValueError for a setting it cannot honour.
+    `upcast_attention` is accepted and needs nothing: scaled_dot_product_attention keeps its scores in
+    float32. Raises ValueError for a setting it cannot honour.
     """
 
     _supports_gradient_checkpointing = True
@@ -341,8 +360,9 @@ class VideoUNet(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """Noise (or v) of `sample` [B, C, F, H, W], same shape with out_channels.
 
-        `timestep`: a number, or a tensor [] or [B]. `encoder_hidden_states` [B, L, D]: the prompt; or `text_kv`, what
-        `project_text` made of it once for all steps. Raises ValueError for a sample that is not 5-D or no text at all.
+        `timestep`: a number, or a tensor [] or [B]. `encoder_hidden_states` [B, L, D]: the prompt; or
+        `text_kv`, what `project_text` made of it once for all steps. Raises ValueError for a sample that is
+        not 5-D or no text at all.
         """
         if sample.ndim != 5:
             raise ValueError(
@@ -375,7 +395,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
     def project_text(self, encoder_hidden_states: Tensor) -> list[KeysValues]:
         """Keys and values [B, heads, L, D] of every attn2, in the order forward uses them.
 
-        The prompt is the same for all frames and steps: compute this once per prompt and pass it as `text_kv`.
+        The prompt is the same for all frames and steps: compute this once per prompt and pass it as
+        `text_kv`.
         """
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         return [
@@ -388,16 +409,17 @@ class VideoUNet(ModelMixin, ConfigMixin):
     @classmethod
     def from_2d(cls, unet2d: UNet2DConditionModel, attention: str = "first_prev") -> "VideoUNet":
         """Inflate an SD 1.x or 2.x image UNet; keeps its dtype and device, shares no memory with it."""
-        config = video_config(unet2d.config)
+        image: Any = unet2d  # mypy cannot see the base classes of diffusers' models
+        config = video_config(image.config)
         unet = cls.from_config(config, attention_mode=attention)
-        nn.Module.to(unet, unet2d.device, unet2d.dtype)  # diffusers' own .to warns at every cast
-        tensors = {inflated_name(name): tensor for name, tensor in unet2d.state_dict().items()}
+        nn.Module.to(unet, image.device, image.dtype)  # diffusers' own .to warns at every cast
+        tensors = {inflated_name(name): tensor for name, tensor in image.state_dict().items()}
         unet.load_state_dict(unet.state_dict() | tensors)
         return unet
 
     @classmethod
     def from_lamp(cls, folder: str | Path, attention: str = "first_prev") -> "VideoUNet":
-        """Load a checkpoint in LAMP's / HuViDPO's layout, strictly; `folder` holds config.json and the weights.
+        """Load a checkpoint in LAMP's / HuViDPO's layout, strictly, from the folder of its config.json.
 
         Raises CheckpointError if files, tensor names or shapes are not those of the configuration.
         """
@@ -407,13 +429,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
 
 def has_attention(block_type: str) -> bool:
-    """Whether blocks of this type hold transformers. LAMP's "3D" and diffusers' "2D" names mean the same here."""
-    try:
-        return HAS_ATTENTION[block_type.removesuffix("2D").removesuffix("3D")]
-    except KeyError:
-        raise ValueError(
-            f"block type {block_type!r} is not supported; use one of {', '.join(HAS_ATTENTION)} + '2D'"
-        )
+    """Whether blocks of this type hold transformers. LAMP's "3D" names mean the same as "2D" ones here."""
+    kind = block_type.removesuffix("2D").removesuffix("3D")
+    if kind not in HAS_ATTENTION:
+        allowed = ", ".join(f"{name}2D" for name in HAS_ATTENTION)
+        raise ValueError(f"block type {block_type!r} is not supported; use {allowed}")
+    return HAS_ATTENTION[kind]
 
 
 def per_level(value: int | Sequence[int], level: int) -> int:
@@ -421,7 +442,8 @@ def per_level(value: int | Sequence[int], level: int) -> int:
     return value if isinstance(value, int) else value[level]
 
 
-# Settings of SD configurations that change the network and that no SD 1.x or 2.x model uses: what we can honour.
+# Settings of SD configurations that change the network and that no SD 1.x or 2.x model uses: what we can
+# honour.
 ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock3DCrossAttn"),
@@ -462,7 +484,7 @@ def video_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in theirs.keys() & config.keys() - ours.keys():
         if config[name] != theirs[name].default:
             raise ValueError(
-                f"{name} = {config[name]!r} is not supported; only image UNets in the manner of SD 1.x and 2.x, "
+                f"{name} = {config[name]!r} is not supported; only image UNets like SD 1.x and 2.x, "
                 f"with {name} = {theirs[name].default!r}, can be inflated"
             )
     return {name: value for name, value in config.items() if name in ours}
