@@ -1,0 +1,147 @@
+"""The BentoML services, thin: a gateway and two runners, each a process. `bentofile.yaml` points here.
+
+Every process imports this module, so heavy imports stay inside the methods. What each setting cures in
+BentoML 1.4.39:
+
+- runner_connection: the client between gateway and runner closes its session, with requests in flight, after
+  100 requests or 300 seconds unless told otherwise;
+- runner_probe off, own `__is_ready__`: the built-in /readyz hangs while a runner loads, and blocks shutdown;
+- no `batchable` API: the built-in batcher mis-models long jobs, batching.py is used instead;
+- the runner API is an async generator: the only kind that is cancelled when the gateway hangs up (remote.py);
+- workers=1: in a container a dead worker is not replaced; when it is the only one, its process ends and the
+  orchestrator starts a new one.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import bentoml
+from bentoml.validators import ContentType
+
+from service.schemas import GenerateRequest, RunnerJob
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+SETTINGS = Settings.from_env()
+READY_SECONDS = 2.0  # time a runner has to say that it is ready
+RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG in base64 is 3 MB
+_COMMON: dict[str, Any] = {
+    "workers": 1,
+    "traffic": {
+        "timeout": SETTINGS.request_timeout + 60
+    },  # the last resort: ours fires first, and answers in our shape
+}
+_RUNNER = _COMMON | {"runner_connection": {"max_requests": 10**9, "max_age": 1e9}}
+# All there is. Left out on purpose: BentoML's page at "/", which loads a tracker from another site.
+PATHS = frozenset(
+    {"/generate_video", "/run", "/livez", "/healthz", "/readyz", "/metrics", "/docs.json", "/schema.json"}
+)
+
+
+class GuardedService(bentoml.Service):
+    """A BentoML service inside our guard: only the outermost layer sees all errors and all bodies."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        from service.http import Guard
+
+        max_body = SETTINGS.max_body_mib * 2**20 if is_main else RUNNER_BODY
+        return Guard(super().to_asgi(is_main), max_body=max_body, paths=PATHS)
+
+
+class _Runner:
+    """What both runners share: one batcher around one model, and an API that streams the lines of a job."""
+
+    def _start(self, stage: str, load: Any, encode: Any) -> None:
+        from service.batching import Batcher
+
+        self._encode = encode
+        self.batcher: Batcher[RunnerJob, Any] = Batcher(
+            stage, partial(load, SETTINGS), max_batch=SETTINGS.max_batch, queue_size=SETTINGS.queue_size
+        )
+
+    @bentoml.api
+    async def run(self, job: RunnerJob, /) -> AsyncGenerator[str, None]:
+        from service.runners import stream
+
+        async with aclosing(stream(self.batcher, job, self._encode)) as lines:
+            async for line in lines:
+                yield line
+
+    async def __is_ready__(self) -> bool:
+        return self.batcher.ready
+
+    async def __is_alive__(self) -> bool:
+        return self.batcher.alive
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        self.batcher.close()
+
+
+@bentoml.service(service_class=GuardedService, **_RUNNER)
+class FirstFrameRunner(_Runner):
+    """Prompt -> first frame."""
+
+    def __init__(self) -> None:
+        from service import runners
+
+        self._start("first_frame", runners.load_first_frame, runners.encode_frame)
+
+
+@bentoml.service(service_class=GuardedService, **_RUNNER)
+class VideoRunner(_Runner):
+    """First frame and prompt -> clip."""
+
+    def __init__(self) -> None:
+        from service import runners
+
+        self._start("video", runners.load_video, runners.encode_clip)
+
+
+class GenerateBody(bentoml.IODescriptor, GenerateRequest):
+    """Makes BentoML list our fields in its schema and leave the parsing, and so the error answers, to us."""
+
+    @classmethod
+    async def from_http_request(cls, request: "Request", serde: Any) -> Any:
+        return SimpleNamespace(
+            model_fields=["request"], request=request
+        )  # what BentoML takes the arguments from
+
+
+@bentoml.service(service_class=GuardedService, runner_probe={"enabled": False}, **_COMMON)
+class Gateway:
+    """Text-to-video: a prompt, a category of motion and a style in, a clip out."""
+
+    first_frame = bentoml.depends(FirstFrameRunner)
+    video = bentoml.depends(VideoRunner)
+
+    def __init__(self) -> None:
+        from huvidpo.catalog import load_catalog
+        from service import remote
+        from service.generation import Generation
+
+        first_frame = partial(remote.run, self.first_frame, accept_timeout=SETTINGS.accept_timeout)
+        video = partial(remote.run, self.video, accept_timeout=SETTINGS.accept_timeout)
+        self.core = Generation(SETTINGS, load_catalog(), first_frame, video)
+
+    @bentoml.api(input_spec=GenerateBody)
+    async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:
+        """Makes a clip. X-Seed, X-Model, X-Request-Id and Server-Timing tell how it was made."""
+        from service.http import answer_generate
+
+        return await answer_generate(self.core, request)  # type: ignore[return-value]  # a Response passes as it is
+
+    async def __is_ready__(self) -> bool:
+        from service import remote
+
+        return all(
+            await asyncio.gather(
+                *(remote.is_ready(runner, READY_SECONDS) for runner in (self.first_frame, self.video))
+            )
+        )

@@ -1,0 +1,107 @@
+"""One table from exception to answer, and the one JSON shape every error has:
+
+    {"error": {"code", "message", "request_id", "field"?, "details"?: [{"field", "message"}, ...]}}
+
+An error that is not in the table is ours: the client reads "internal" and a request id, the log the
+traceback.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huvidpo.errors import Cancelled, HuViDPOError, InvalidRequest
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not JSON at all."""
+
+
+class BadFields(InvalidRequest):
+    """The body is JSON, but its fields are not as the schema says; `details` has every one of them."""
+
+    def __init__(self, message: str, field: str | None, details: list[dict[str, str]]):
+        super().__init__(message, field)
+        self.details = details
+
+
+class TooLarge(HuViDPOError):
+    """The body is larger than the service accepts."""
+
+
+class WrongMediaType(HuViDPOError):
+    """The body is of a content type that is not read here."""
+
+
+class QueueFull(HuViDPOError):
+    """As many requests wait as the service holds. `retry_after`: seconds until a place should be free."""
+
+    def __init__(self, message: str, retry_after: int = 1):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(HuViDPOError):
+    """A runner is loading, restarting or gone: the same request may work in a few seconds."""
+
+    retry_after = 5
+
+
+class TimedOut(HuViDPOError):
+    """The request took longer than the service allows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one kind of error is answered."""
+
+    error: type[Exception]
+    status: int  # HTTP
+    code: str  # what programs read; also what travels between gateway and runner
+
+
+# Most special first: the first row whose class fits wins.
+TABLE = (
+    Row(MalformedBody, 400, "malformed_body"),
+    Row(InvalidRequest, 422, "invalid_request"),
+    Row(TooLarge, 413, "body_too_large"),
+    Row(WrongMediaType, 415, "unsupported_media_type"),
+    Row(QueueFull, 429, "queue_full"),
+    Row(Cancelled, 499, "cancelled"),
+    Row(Unavailable, 503, "unavailable"),
+    Row(TimedOut, 504, "timeout"),
+)
+INTERNAL = Row(Exception, 500, "internal")
+INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in the server's log"
+
+# Answers made by the web framework carry only a status; these are their codes.
+STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 503: "not_ready"} | {
+    row.status: row.code for row in TABLE[2:6]
+}
+
+
+def row_of(error: BaseException) -> Row:
+    return next((row for row in TABLE if isinstance(error, row.error)), INTERNAL)
+
+
+def to_dict(error: BaseException) -> dict[str, Any]:
+    """The inside of the JSON shape, without the request id. No text of an error outside the table gets in."""
+    row = row_of(error)
+    if row is INTERNAL:
+        return {"code": row.code, "message": INTERNAL_MESSAGE}
+    extras = {name: getattr(error, name, None) for name in ("field", "details", "retry_after")}
+    return {"code": row.code, "message": str(error)} | {
+        name: value for name, value in extras.items() if value is not None
+    }
+
+
+def from_dict(problem: Mapping[str, Any]) -> Exception:
+    """The exception that `to_dict` was given, as far as the other side of a hop needs it."""
+    row = next((row for row in TABLE if row.code == problem["code"]), INTERNAL)
+    if row is INTERNAL:
+        return RuntimeError(f"runner failed: {problem['message']}")
+    if issubclass(row.error, InvalidRequest):
+        return row.error(problem["message"], problem.get("field"))
+    if row.error is QueueFull:
+        return QueueFull(problem["message"], problem.get("retry_after", 1))
+    return row.error(problem["message"])

@@ -1,0 +1,195 @@
+"""The core: one request in, events out. Every door of the service (HTTP today) calls `Generation.generate`;
+limits, metrics and errors are settled here, so nothing in this file knows of the web.
+"""
+
+import asyncio
+import base64
+import dataclasses
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from huvidpo.catalog import Catalog
+from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
+from huvidpo.errors import InvalidRequest
+from service import metrics
+from service.errors import QueueFull, TimedOut, from_dict, row_of
+from service.images import read_first_frame
+from service.schemas import MEDIA_TYPES, GenerateRequest, RunnerJob
+from service.settings import Settings
+
+
+class Runner(Protocol):
+    """A stage, wherever it runs: a job in, the lines of runners.py out (queued, step..., done or error).
+
+    Closing the generator cancels the job.
+    """
+
+    def __call__(self, job: RunnerJob) -> AsyncGenerator[dict[str, Any], None]: ...
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request is accepted and everything it left open is decided."""
+
+    request: ClipRequest
+    model: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`step` of `total` denoising steps of `stage` ("first_frame" or "video") are done."""
+
+    stage: str
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The clip. `seconds` by stage: queue, encode (both runners), video, and first_frame unless uploaded."""
+
+    data: bytes
+    media_type: str
+    seed: int
+    model: str
+    seconds: dict[str, float]
+
+
+Event = Started | Progress | Finished
+
+
+@dataclass
+class Generation:
+    settings: Settings
+    catalog: Catalog
+    first_frame: Runner
+    video: Runner
+    in_flight: int = field(default=0, init=False)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Started, Progress..., Finished. Closing the generator cancels the work within one denoising step.
+
+        Raises InvalidRequest, QueueFull, Unavailable, TimedOut; anything else is a fault of ours.
+        """
+        category = request.category if request.category in self.catalog.categories else "unknown"
+        outcome = "cancelled"  # what closing the generator leaves behind
+        try:
+            self._enter()
+            try:
+                async with aclosing(self._generate(request)) as events:
+                    async for event in events:
+                        if isinstance(event, Finished):
+                            outcome = "ok"
+                        yield event
+            finally:
+                self._exit()
+        except Exception as error:
+            outcome = row_of(error).code
+            raise
+        finally:
+            metrics.REQUESTS.labels(outcome, category).inc()
+
+    def _enter(self) -> None:
+        if self.in_flight >= self.settings.max_in_flight:
+            raise QueueFull(f"{self.in_flight} requests are being worked on, try again in a few seconds", 5)
+        self.in_flight += 1
+        metrics.IN_FLIGHT.inc()
+
+    def _exit(self) -> None:
+        self.in_flight -= 1
+        metrics.IN_FLIGHT.dec()
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        deadline = time.monotonic() + self.settings.request_timeout
+        clip = self.plan(request)
+        yield Started(clip, self.settings.model)
+        job = RunnerJob(
+            prompt=clip.prompt,
+            category=clip.category,
+            style=clip.style,
+            seed=clip.seed,
+            negative_prompt=clip.negative_prompt,
+            options=dataclasses.asdict(clip.options),
+            format=request.format,
+        )
+        seconds = {"queue": 0.0, "encode": 0.0}
+        if request.first_frame is not None:
+            job.first_frame = await self._read_first_frame(request.first_frame, clip.options)
+        else:
+            async with aclosing(self._run("first_frame", self.first_frame, job, deadline, seconds)) as events:
+                async for event in events:
+                    if isinstance(event, Progress):
+                        yield event
+                    else:
+                        job.first_frame = event
+        async with aclosing(self._run("video", self.video, job, deadline, seconds)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield event
+                else:
+                    data = base64.b64decode(event)
+        for stage, value in seconds.items():
+            metrics.STAGE_SECONDS.labels(stage).observe(value)
+        yield Finished(data, MEDIA_TYPES[request.format], clip.seed, self.settings.model, seconds)
+
+    def plan(self, request: GenerateRequest) -> ClipRequest:
+        """The request with the model's defaults and a seed filled in. Raises InvalidRequest."""
+        self.catalog.category(request.category)
+        self.catalog.style(request.style)
+        options = self.catalog.model(self.settings.model).defaults.replace(
+            steps=request.steps, guidance=request.guidance, frames=request.frames, fps=request.fps
+        )
+        for name, limit in {"steps": self.settings.max_steps, "frames": self.settings.max_frames}.items():
+            asked = getattr(request, name)
+            if asked is not None and asked > limit:
+                raise InvalidRequest(f"{name}: got {asked}, this server allows at most {limit}", name)
+        return ClipRequest(
+            prompt=request.prompt,
+            category=request.category,
+            style=request.style,
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+            negative_prompt=request.negative_prompt,
+            options=options,
+        )
+
+    async def _read_first_frame(self, text: str, options: SamplingOptions) -> str:
+        max_pixels = self.settings.max_image_megapixels * 1_000_000
+        return await asyncio.to_thread(read_first_frame, text, options.height, options.width, max_pixels)
+
+    async def _run(
+        self, stage: str, runner: Runner, job: RunnerJob, deadline: float, seconds: dict[str, float]
+    ) -> AsyncGenerator[Progress | str, None]:
+        """Progress of one stage, then its result in base64; adds its seconds to `seconds`."""
+        async with aclosing(_until(runner(job), deadline, self.settings.request_timeout)) as lines:
+            async for line in lines:
+                if line["event"] == "step":
+                    yield Progress(stage, line["step"], line["total"])
+                elif line["event"] == "error":
+                    raise from_dict(line)
+                elif line["event"] == "done":
+                    seconds["queue"] += line["queued"]
+                    seconds[stage] = line["seconds"]
+                    seconds["encode"] += line["encode"]
+                    yield line["data"]
+                    return
+        raise RuntimeError(f"the {stage} runner ended without a result")
+
+
+async def _until(
+    lines: AsyncGenerator[dict[str, Any], None], deadline: float, limit: int
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The lines as they come. Raises TimedOut when the next one is late for `deadline` (time.monotonic)."""
+    async with aclosing(lines):
+        while True:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    line = await anext(lines)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise TimedOut(f"not ready after {limit} seconds; ask for fewer steps or frames") from None
+            yield line

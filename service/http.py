@@ -1,0 +1,230 @@
+"""The HTTP door: the guard around the application, and the answer to POST /generate_video. No BentoML."""
+
+import asyncio
+import json
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.errors import INTERNAL, STATUS_CODES, TooLarge, WrongMediaType, row_of, to_dict
+from service.generation import Finished, Generation
+from service.metrics import REQUESTS
+from service.schemas import GenerateRequest, parse
+
+logger = logging.getLogger(__name__)
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MESSAGES = {
+    404: "there is nothing at this path; clips are made by POST /generate_video",
+    405: "this path does not answer this method; clips are made by POST /generate_video",
+    503: "not ready: a runner is loading or gone",
+    504: "the answer took too long",
+}
+
+
+class Guard:
+    """Outermost ASGI layer. No body passes it that is too large or of a media type nobody reads (BentoML's
+    pickle above all); exceptions, and error answers made by the framework, leave it in the one JSON shape.
+
+    Every answer carries X-Request-Id: the caller's own when it is 1-64 of A-Z a-z 0-9 . _ -, else a new one.
+    """
+
+    def __init__(self, app: App, *, max_body: int, paths: frozenset[str]):
+        self.app = app
+        self.max_body = max_body  # bytes
+        self.paths = paths  # all others end here: BentoML's metrics keep a series for every path they see
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id)
+        try:
+            if scope["path"] not in self.paths:
+                await answer.fail_status(404)
+                return
+            body = (
+                await self._read(headers, receive)
+                if scope["method"] in ("POST", "PUT", "PATCH", "DELETE")
+                else None
+            )
+            await self.app(scope, receive if body is None else _replay(body, receive), answer.send)
+            await answer.finish()
+        except _Disconnected:
+            return
+        except Exception as error:
+            if row_of(error) is INTERNAL:
+                logger.exception("request %s failed", request_id)
+            await answer.fail(error)
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body. Raises WrongMediaType, TooLarge."""
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_body:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Disconnected
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.max_body:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                break
+        media_type = headers.get("content-type", "").split(";")[0].strip().lower()
+        if size and media_type != "application/json":
+            raise WrongMediaType(
+                f"Content-Type: got {media_type[:100]!r}, only application/json is read here"
+            )
+        return b"".join(parts)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self.max_body} bytes")
+
+
+class _Disconnected(Exception):
+    """The client left before its body was complete: there is nobody to answer."""
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Hands out the body that was read already, then the connection's own messages."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+class _Answer:
+    """Passes good answers through; holds an error answer back until the application is done."""
+
+    def __init__(self, send: Send, request_id: str):
+        self._send, self.request_id = send, request_id
+        self.started = False
+        self._held: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+            if message["status"] >= 400:
+                self._held = message
+                return
+            self.started = True
+        elif self._held is not None:
+            self._body += message.get("body", b"")
+            return
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """Sends the error answer held back: as it is when it has our shape, else rewritten."""
+        if self._held is None:
+            return
+        if _has_our_shape(self._body):
+            await self._send(self._held)
+            await self._send({"type": "http.response.body", "body": self._body})
+        else:
+            await self.fail_status(self._held["status"])
+
+    async def fail_status(self, status: int) -> None:
+        """Our shape for an answer the framework made."""
+        code = STATUS_CODES.get(status, "error" if status < 500 else INTERNAL.code)
+        message = _MESSAGES.get(
+            status, "the request was refused" if status < 500 else to_dict(RuntimeError())["message"]
+        )
+        await self._respond(problem_response(status, {"code": code, "message": message}, self.request_id))
+
+    async def fail(self, error: Exception) -> None:
+        if not self.started:  # else the client has half an answer: closing the connection is all that is left
+            await self._respond(error_response(error, self.request_id))
+
+    async def _respond(self, response: Response) -> None:
+        self.started = True
+        response.headers["x-request-id"] = self.request_id
+        await self._send(
+            {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
+        await self._send({"type": "http.response.body", "body": response.body})
+
+
+def _has_our_shape(body: bytes) -> bool:
+    try:
+        return "code" in json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """Any exception as an answer of the one JSON shape."""
+    return problem_response(row_of(error).status, to_dict(error), request_id)
+
+
+def problem_response(status: int, problem: dict[str, Any], request_id: str) -> Response:
+    retry_after = problem.pop("retry_after", 5 if status == 503 else None)
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return JSONResponse({"error": problem | {"request_id": request_id}}, status_code=status, headers=headers)
+
+
+async def answer_generate(core: Generation, request: Request) -> Response:
+    """POST /generate_video: the clip, or an error. The work is cancelled as soon as the client is gone."""
+    request_id = request.state.request_id
+    body = await request.body()
+    work = asyncio.ensure_future(_generate(core, body))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            return Response(status_code=499)  # nobody reads it; access logs do
+        return _clip_response(work.result())
+    except Exception as error:
+        if row_of(error) is INTERNAL:
+            logger.exception("request %s failed", request_id)
+        return error_response(error, request_id)
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.wait({work, gone})
+
+
+async def _generate(core: Generation, body: bytes) -> Finished:
+    try:
+        request = parse(GenerateRequest, body)
+    except Exception as error:
+        REQUESTS.labels(row_of(error).code, "unknown").inc()
+        raise
+    async with aclosing(core.generate(request)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                return event
+    raise RuntimeError("generation ended without a clip")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _clip_response(clip: Finished) -> Response:
+    timing = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in clip.seconds.items())
+    headers = {"X-Seed": str(clip.seed), "X-Model": clip.model, "Server-Timing": timing}
+    return Response(clip.data, media_type=clip.media_type, headers=headers)

@@ -1,0 +1,59 @@
+"""An uploaded first frame: bytes nobody has vouched for -> pixels of the model's size."""
+
+import base64
+import binascii
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from huvidpo.errors import InvalidRequest
+from huvidpo.video import crop_to_aspect
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def read_first_frame(text: str, height: int, width: int, max_pixels: int) -> str:
+    """Base64 of a PNG, JPEG or WebP -> base64 PNG of height x width, cropped to aspect. Raises
+    InvalidRequest.
+
+    The pixel count is read from the header and checked before anything is decompressed.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _refuse("it is not base64; send the bytes of a PNG, JPEG or WebP as plain base64") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit is checked right below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise _refuse(
+                    f"{image.width} x {image.height} pixels, at most {max_pixels} pixels are allowed"
+                )
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except InvalidRequest:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own limit, far above ours
+        raise _refuse(f"at most {max_pixels} pixels are allowed") from None
+    except Exception:  # Pillow's decoders raise whatever they like on broken files
+        raise _refuse("it cannot be read; send a whole PNG, JPEG or WebP file as base64") from None
+    return to_png(crop_to_aspect(pixels, height, width))
+
+
+def to_png(frame: np.ndarray) -> str:
+    """uint8 [H, W, 3] -> base64 PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def from_png(text: str) -> np.ndarray:
+    """What `to_png` wrote, and nothing else, back as uint8 [H, W, 3]."""
+    with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _refuse(reason: str) -> InvalidRequest:
+    return InvalidRequest(f"first_frame: {reason}", "first_frame")

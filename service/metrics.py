@@ -1,0 +1,41 @@
+"""Prometheus metrics. Every process of one `bentoml serve` writes into one folder; any of them can show all.
+
+Import it only where a service is constructed: prometheus_client reads PROMETHEUS_MULTIPROC_DIR when imported.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+STAGES = ("queue", "first_frame", "video", "encode")
+_SECONDS = (
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    15.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)  # floats: ints break parsers
+_SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
+
+REQUESTS = Counter("huvidpo_requests", "Requests answered.", ["outcome", "category"])
+IN_FLIGHT = Gauge("huvidpo_requests_in_flight", "Requests being worked on.", multiprocess_mode="livesum")
+STAGE_SECONDS = Histogram(
+    "huvidpo_stage_seconds", "Seconds a request spent in a stage.", ["stage"], buckets=_SECONDS
+)
+BATCH_SIZE = Histogram("huvidpo_batch_size", "Requests denoised together.", ["stage"], buckets=_SIZES)
+QUEUE_DEPTH = Gauge(
+    "huvidpo_queue_depth", "Requests waiting in a runner.", ["stage"], multiprocess_mode="livesum"
+)
+STEPS = Counter(
+    "huvidpo_denoising_steps", "Denoising steps done, counted once per clip of the batch.", ["stage"]
+)
+CANCELLED = Counter(
+    "huvidpo_cancelled_jobs", "Jobs dropped because nobody waited for them any more.", ["stage"]
+)

@@ -1,0 +1,138 @@
+"""What the two runner processes do: a job in, lines of JSON out. No BentoML here.
+
+    {"event": "queued"}                                     at once: the job is accepted
+    {"event": "step", "step": 3, "total": 20}               after every denoising step
+    {"event": "done", "data": base64, "queued": seconds, "seconds": seconds, "encode": seconds}
+    {"event": "error", "code": ..., "message": ..., ...}    instead of done; see errors.py
+
+Heavy imports sit inside the functions that the compute thread calls.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from huvidpo import video
+from huvidpo.config import ClipRequest, SamplingOptions
+from service.batching import Batcher, Done, OnStep, Step
+from service.errors import INTERNAL, row_of, to_dict
+from service.images import from_png, to_png
+from service.schemas import RunnerJob
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+
+logger = logging.getLogger(__name__)
+Encode = Callable[[RunnerJob, np.ndarray], str]
+VideoItem = tuple[ClipRequest, np.ndarray]
+
+
+class FirstFrameModel:
+    def __init__(self, pipeline: "FirstFramePipeline"):
+        self.pipeline = pipeline
+        self.can_share = pipeline.can_share_batch
+
+    def prepare(self, job: RunnerJob) -> ClipRequest:
+        clip = to_clip_request(job)
+        self.pipeline.check_inputs(
+            [clip]
+        )  # here, so that a bad request does not fail the batch it would share
+        return clip
+
+    def run(self, items: Sequence[ClipRequest], on_step: OnStep) -> Sequence[np.ndarray | None]:
+        return self.pipeline(list(items), on_step=on_step)
+
+
+class VideoModel:
+    def __init__(self, pipeline: "VideoPipeline"):
+        self.pipeline = pipeline
+
+    def prepare(self, job: RunnerJob) -> VideoItem:
+        if job.first_frame is None:
+            raise ValueError("a video job without a first frame")
+        clip, frame = to_clip_request(job), from_png(job.first_frame)
+        self.pipeline.check_inputs([clip], [frame])
+        return clip, frame
+
+    def can_share(self, a: VideoItem, b: VideoItem) -> bool:
+        return self.pipeline.can_share_batch(a[0], b[0])
+
+    def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
+        return self.pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
+
+
+def to_clip_request(job: RunnerJob) -> ClipRequest:
+    return ClipRequest(
+        prompt=job.prompt,
+        category=job.category,
+        style=job.style,
+        seed=job.seed,
+        negative_prompt=job.negative_prompt,
+        options=SamplingOptions(**job.options),
+    )
+
+
+def load_first_frame(settings: Settings) -> FirstFrameModel:
+    from huvidpo.pipeline import FirstFramePipeline
+
+    return FirstFrameModel(FirstFramePipeline.from_catalog(settings.model, **_placement(settings)))
+
+
+def load_video(settings: Settings) -> VideoModel:
+    from huvidpo.pipeline import VideoPipeline
+
+    return VideoModel(VideoPipeline.from_catalog(settings.model, **_placement(settings)))
+
+
+def _placement(settings: Settings) -> dict[str, Any]:
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    dtype = getattr(torch, settings.dtype) if settings.dtype else None
+    return {"device": settings.device or None, "dtype": dtype}
+
+
+def encode_frame(job: RunnerJob, frame: np.ndarray) -> str:
+    return to_png(frame)
+
+
+def encode_clip(job: RunnerJob, frames: np.ndarray) -> str:
+    return base64.b64encode(video.encode(frames, job.options["fps"], job.format)).decode("ascii")
+
+
+async def stream(
+    batcher: Batcher[RunnerJob, np.ndarray], job: RunnerJob, encode: Encode
+) -> AsyncGenerator[str, None]:
+    """The lines of one job. Encoding runs on another thread, so the device goes on with the next batch."""
+    yield _line(event="queued")
+    try:
+        async with aclosing(batcher.submit(job)) as events:
+            async for event in events:
+                if isinstance(event, Step):
+                    yield _line(event="step", step=event.step, total=event.total)
+                else:
+                    yield await _done(event, job, encode)
+    except Exception as error:
+        if row_of(error) is INTERNAL:
+            logger.exception("a job failed in the %s runner", batcher.stage)
+        yield _line(event="error", **to_dict(error))
+
+
+async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode) -> str:
+    started = time.monotonic()
+    data = await asyncio.to_thread(encode, job, event.result)
+    seconds = time.monotonic() - started
+    return _line(event="done", data=data, queued=event.queued, seconds=event.seconds, encode=seconds)
+
+
+def _line(**fields: Any) -> str:
+    return json.dumps(fields) + "\n"

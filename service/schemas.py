@@ -1,0 +1,90 @@
+"""What comes in and what crosses to the runners. Bounds of single fields live in the types; bounds that
+depend on the model and the settings live in `generation.py`.
+"""
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from huvidpo.config import MAX_PROMPT_CHARS, MAX_SEED
+from service.errors import BadFields, MalformedBody
+
+Format = Literal["mp4", "gif", "webp"]
+MEDIA_TYPES: dict[str, str] = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
+MAX_DETAILS = 20  # errors listed in one answer
+MAX_QUOTED = 40  # characters of a caller's own field name repeated in an answer
+
+
+class GenerateRequest(BaseModel):
+    """One clip to make. Unknown fields are refused; a number is a number, never a string."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What the clip shows.")
+    category: str = Field(
+        max_length=100, description="Kind of motion, a name of the catalog: horse, rain, ..."
+    )
+    style: str = Field(max_length=100, description="Look, a name of the catalog: realistic, pixel-art, ...")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Same seed, same clip. Absent: picked, see X-Seed."
+    )
+    steps: int | None = Field(
+        None, ge=1, le=1000, description="Denoising steps of the video. Absent: the model's."
+    )
+    guidance: float | None = Field(
+        None, ge=0, le=100, allow_inf_nan=False, description="Classifier-free guidance."
+    )
+    frames: int | None = Field(None, ge=2, le=256, description="Frames of the clip. Absent: the model's.")
+    fps: int | None = Field(
+        None, ge=1, le=120, description="Frames per second of the file. Absent: the model's."
+    )
+    negative_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARS, description="What to keep away from."
+    )
+    first_frame: str | None = Field(
+        None, description="Base64 of a PNG, JPEG or WebP to start from, cropped to aspect."
+    )
+    format: Format = Field("mp4", description="mp4 (H.264), gif or webp.")
+
+
+class RunnerJob(BaseModel):
+    """What the gateway sends to a runner: already checked, everything decided."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    category: str
+    style: str
+    seed: int
+    negative_prompt: str | None
+    options: dict[str, Any]  # the fields of huvidpo.config.SamplingOptions
+    first_frame: str | None = None  # base64 PNG of the model's size; the video runner needs it
+    format: Format = "mp4"
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse(model: type[T], body: bytes) -> T:
+    """Raises MalformedBody (not JSON) or BadFields (every wrong field, named)."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        # include_input=False: what a caller sent may be long or private, an answer repeats neither
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+    if errors[0]["type"] == "json_invalid":
+        raise MalformedBody(f"the body is not valid JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}")
+    details = [_detail(one, model) for one in errors[:MAX_DETAILS]]
+    message = "; ".join(one["message"] for one in details)
+    raise BadFields(message, details[0]["field"] or None, details)
+
+
+def _detail(error: Any, model: type[BaseModel]) -> dict[str, str]:
+    field = ".".join(str(part) for part in error["loc"])[:MAX_QUOTED]
+    if error["type"] == "extra_forbidden":
+        return {"field": field, "message": f"{field}: no such field, known: {', '.join(model.model_fields)}"}
+    if error["type"] == "missing":
+        return {"field": field, "message": f"{field}: missing"}
+    if not field:
+        return {"field": "", "message": "the body must be a JSON object"}
+    return {"field": field, "message": f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}"}

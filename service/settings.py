@@ -1,0 +1,70 @@
+"""Every knob of the service, read once from environment variables HUVIDPO_<NAME>."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Frozen; `from_env` raises ValueError naming the variable, what came and what is allowed."""
+
+    model: str = "tiny"  # which model of the catalog to serve
+    device: str = ""  # torch device of the runners; empty: CUDA when present, else CPU
+    dtype: str = ""  # float32, float16 or bfloat16; empty: the pipeline's choice
+    threads: int = 0  # torch CPU threads per runner; 0: torch's choice
+    max_batch: int = 4  # requests denoised together, 1..64
+    queue_size: int = 64  # requests waiting in one runner before it answers "queue full", 1..10000
+    max_in_flight: int = (
+        64  # requests one gateway holds at once, 1..100 (its runner client has 100 connections)
+    )
+    max_steps: int = 100  # most denoising steps a request may ask for, 1..1000
+    max_frames: int = 64  # most frames a request may ask for, 2..256
+    max_body_mib: int = 16  # largest request body in MiB, 1..1024
+    max_image_megapixels: int = 16  # largest uploaded first frame in millions of pixels, 1..200
+    request_timeout: int = 600  # seconds until a request is given up with 504, 1..86400
+    accept_timeout: int = 15  # seconds a runner has to accept a job before 503, 1..600
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{_variable(name)}: got {value}, allowed {low} to {high}")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(_DTYPES[1:])} or empty")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+        given: dict[str, Any] = {
+            f.name: env[_variable(f.name)] for f in fields(cls) if _variable(f.name) in env
+        }
+        for name in given.keys() & _RANGES.keys():
+            given[name] = _whole(name, given[name])
+        return cls(**given)
+
+
+_DTYPES = ("", "float32", "float16", "bfloat16")
+_RANGES = {
+    "threads": (0, 1024),
+    "max_batch": (1, 64),
+    "queue_size": (1, 10_000),
+    "max_in_flight": (1, 100),
+    "max_steps": (1, 1000),
+    "max_frames": (2, 256),
+    "max_body_mib": (1, 1024),
+    "max_image_megapixels": (1, 200),
+    "request_timeout": (1, 86_400),
+    "accept_timeout": (1, 600),
+}
+
+
+def _variable(field: str) -> str:
+    return f"HUVIDPO_{field.upper()}"
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{_variable(name)}: got {text!r}, expected a whole number") from None

@@ -1,0 +1,240 @@
+"""The core over two in-process runners: real batchers and streams, models that paint instead of denoise."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from huvidpo.catalog import load_catalog
+from huvidpo.config import ClipRequest
+from huvidpo.errors import Cancelled, InvalidRequest
+from huvidpo.video import decode
+from service import runners
+from service.batching import Batcher, OnStep
+from service.errors import QueueFull, TimedOut, Unavailable
+from service.generation import Finished, Generation, Progress, Started
+from service.images import to_png
+from service.schemas import GenerateRequest
+from service.settings import Settings
+
+
+@dataclass
+class Painter:
+    """Grey frames; `video` makes as many as asked for. Each step waits for a permit."""
+
+    video: bool
+    permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(10_000))
+    seen: list[ClipRequest] = field(default_factory=list)
+    steps: int = 0
+    error: Exception | None = None
+
+    def prepare(self, job):
+        return runners.to_clip_request(job), job.first_frame
+
+    def can_share(self, a, b) -> bool:
+        return True
+
+    def run(self, items: Sequence, on_step: OnStep) -> list[np.ndarray | None]:
+        self.seen += [clip for clip, _ in items]
+        if self.error:
+            raise self.error
+        clip = items[0][0]
+        total = clip.options.steps if self.video else clip.options.first_frame_steps
+        for step in range(1, total + 1):
+            assert self.permits.acquire(timeout=30)
+            self.steps += 1
+            if not any(on_step(step, total, None)):
+                raise Cancelled("all dropped")
+        assert not self.video or all(frame for _, frame in items)
+        shape = (clip.options.frames, 64, 64, 3) if self.video else (64, 64, 3)
+        return [np.full(shape, 127, np.uint8) for _ in items]
+
+
+class Rig:
+    def __init__(self, **settings):
+        self.settings = Settings(**settings)
+        self.painters = {"first_frame": Painter(video=False), "video": Painter(video=True)}
+        self.batchers = {
+            stage: Batcher(stage, lambda painter=painter: painter, max_batch=4, queue_size=8)
+            for stage, painter in self.painters.items()
+        }
+        encode = {"first_frame": runners.encode_frame, "video": runners.encode_clip}
+
+        def runner(stage):
+            async def run(job):
+                async with aclosing(runners.stream(self.batchers[stage], job, encode[stage])) as lines:
+                    async for line in lines:
+                        yield json.loads(line)
+
+            return run
+
+        self.core = Generation(self.settings, load_catalog(), runner("first_frame"), runner("video"))
+
+    async def events(self, **fields):
+        request = GenerateRequest(**{"prompt": "a horse", "category": "horse", "style": "cartoon"} | fields)
+        async with aclosing(self.core.generate(request)) as events:
+            return [event async for event in events]
+
+    def close(self):
+        for painter in self.painters.values():
+            painter.permits.release(10_000)
+        for batcher in self.batchers.values():
+            batcher.close()
+
+
+@pytest.fixture
+def rig():
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+@contextmanager
+def counted(name, by=1.0, **labels):
+    before = REGISTRY.get_sample_value(name, labels) or 0.0
+    yield
+    assert (REGISTRY.get_sample_value(name, labels) or 0.0) - before == by
+
+
+def test_events_of_a_request(rig):
+    with counted("huvidpo_requests_total", outcome="ok", category="horse"):
+        events = asyncio.run(rig.events(seed=7, steps=2))
+    started, *progress, finished = events
+    assert isinstance(started, Started)
+    assert started.model == "tiny"
+    assert started.request.seed == 7
+    stages = [event.stage for event in progress if isinstance(event, Progress)]
+    assert stages == ["first_frame"] * 20 + ["video"] * 2
+    assert isinstance(finished, Finished)
+    assert finished.seed == 7
+    assert finished.media_type == "video/mp4"
+    assert set(finished.seconds) == {"queue", "first_frame", "video", "encode"}
+    frames, fps = decode(finished.data)
+    assert frames.shape == (16, 64, 64, 3)
+    assert fps == 8
+
+
+@pytest.mark.parametrize(("format", "media_type"), [("gif", "image/gif"), ("webp", "image/webp")])
+def test_other_formats(rig, format, media_type):
+    assert asyncio.run(rig.events(steps=1, format=format))[-1].media_type == media_type
+
+
+def test_seed_is_picked_and_reported(rig):
+    seeds = {asyncio.run(rig.events(steps=1))[-1].seed for _ in range(3)}
+    assert len(seeds) == 3
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_request_reaches_the_models_whole(rig):
+    asyncio.run(rig.events(steps=3, guidance=2, frames=4, fps=12, seed=5, negative_prompt="blur"))
+    clip = rig.painters["video"].seen[0]
+    assert (clip.prompt, clip.category, clip.style, clip.seed) == ("a horse", "horse", "cartoon", 5)
+    assert (clip.options.steps, clip.options.guidance, clip.options.frames, clip.options.fps) == (3, 2, 4, 12)
+    assert clip.negative_prompt == "blur"
+    assert clip == rig.painters["first_frame"].seen[0]
+
+
+def test_an_uploaded_first_frame_skips_the_first_stage(rig):
+    events = asyncio.run(rig.events(steps=1, first_frame=to_png(np.zeros((30, 90, 3), np.uint8))))
+    assert rig.painters["first_frame"].seen == []
+    assert "first_frame" not in events[-1].seconds
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({"category": "dance"}, "category", "known: waterfall"),
+        ({"style": "noir"}, "style", "known: realistic"),
+        ({"steps": 101}, "steps", "at most 100"),
+        ({"frames": 65}, "frames", "at most 64"),
+        ({"prompt": "  "}, "prompt", "empty"),
+        ({"first_frame": "x"}, "first_frame", "base64"),
+    ],
+)
+def test_bad_requests_reach_no_runner(rig, fields, field, says):
+    with pytest.raises(InvalidRequest, match=says) as refused:
+        asyncio.run(rig.events(**fields))
+    assert refused.value.field == field
+    assert not rig.painters["video"].seen
+    assert not rig.painters["first_frame"].seen
+
+
+def test_unknown_categories_do_not_become_metric_labels(rig):
+    with (
+        counted("huvidpo_requests_total", outcome="invalid_request", category="unknown"),
+        pytest.raises(InvalidRequest),
+    ):
+        asyncio.run(rig.events(category="x" * 50))
+
+
+def test_leaving_cancels_within_one_step(rig):
+    video = rig.painters["video"]
+    video.permits = threading.Semaphore(2)
+
+    async def leave_after(steps):
+        request = GenerateRequest(prompt="a horse", category="horse", style="cartoon", steps=50)
+        async with aclosing(rig.core.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Progress) and event.stage == "video" and event.step == steps:
+                    return
+
+    with counted("huvidpo_requests_total", outcome="cancelled", category="horse"):
+        asyncio.run(leave_after(2))
+    video.permits.release(1000)
+    assert asyncio.run(rig.events(steps=1))  # runs only once the first batch has ended
+    assert video.steps == 3 + 1
+    assert rig.core.in_flight == 0
+
+
+def test_in_flight_requests_are_bounded():
+    rig = Rig(max_in_flight=1)
+    rig.painters["video"].permits = threading.Semaphore(0)
+
+    async def main():
+        first = asyncio.ensure_future(rig.events(steps=1))
+        while not rig.painters["video"].seen:
+            await asyncio.sleep(0.005)
+        with pytest.raises(QueueFull):
+            await rig.events()
+        rig.painters["video"].permits.release(1)
+        return await first
+
+    assert isinstance(asyncio.run(main())[-1], Finished)
+    rig.close()
+
+
+def test_requests_that_take_too_long_are_given_up():
+    rig = Rig(request_timeout=1)
+    rig.painters["video"].permits = threading.Semaphore(0)
+    with counted("huvidpo_requests_total", outcome="timeout", category="horse"), pytest.raises(TimedOut):
+        asyncio.run(rig.events())
+    rig.close()
+
+
+def test_errors_cross_the_hop_with_their_kind(rig):
+    rig.painters["video"].error = InvalidRequest("prompt: too many tokens", "prompt")
+    with pytest.raises(InvalidRequest, match="too many tokens") as refused:
+        asyncio.run(rig.events())
+    assert refused.value.field == "prompt"
+
+
+def test_faults_of_ours_do_not_tell_their_text(rig):
+    rig.painters["video"].error = RuntimeError("secret /path")
+    with (
+        counted("huvidpo_requests_total", outcome="internal", category="horse"),
+        pytest.raises(RuntimeError) as fault,
+    ):
+        asyncio.run(rig.events())
+    assert "secret" not in str(fault.value)
+
+
+def test_a_stopped_runner_is_unavailable(rig):
+    rig.batchers["video"].close()
+    with pytest.raises(Unavailable):
+        asyncio.run(rig.events())

@@ -1,0 +1,207 @@
+"""The guard and the HTTP answers, as plain ASGI."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from huvidpo.errors import CheckpointError, InvalidRequest
+from service.errors import TABLE, QueueFull, Unavailable, from_dict, row_of, to_dict
+from service.http import Guard, error_response
+
+
+async def echo(request):
+    return PlainTextResponse(await request.body())
+
+
+async def crash(request):
+    raise RuntimeError("secret")
+
+
+async def refuse(request):
+    raise QueueFull("full", 7)
+
+
+async def half(request):
+    async def parts():
+        yield b"half"
+        raise RuntimeError("secret")
+
+    return StreamingResponse(parts())
+
+
+async def framework_error(request):
+    return PlainTextResponse("Internal: secret", status_code=503)
+
+
+async def leave(request):
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    request.app.state.left = True
+    return PlainTextResponse("nobody reads this")
+
+
+ROUTES = {
+    "/echo": echo,
+    "/crash": crash,
+    "/refuse": refuse,
+    "/half": half,
+    "/framework": framework_error,
+    "/leave": leave,
+}
+
+
+@pytest.fixture
+def app():
+    inner = Starlette(routes=[Route(path, endpoint, methods=["POST"]) for path, endpoint in ROUTES.items()])
+    return Guard(inner, max_body=100, paths=frozenset([*ROUTES, "/missing"]))
+
+
+def post(app, path, content=b"{}", **kwargs):
+    kwargs.setdefault("headers", {"content-type": "application/json"})
+
+    async def main():
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(kwargs.pop("method", "POST"), path, content=content, **kwargs)
+
+    return asyncio.run(main())
+
+
+def problem(response):
+    body = response.json()
+    assert set(body) == {"error"}
+    assert body["error"]["request_id"] == response.headers["x-request-id"]
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    return body["error"]
+
+
+def test_good_requests_pass_unchanged(app):
+    response = post(app, "/echo", b'{"a": 1}')
+    assert (response.status_code, response.content) == (200, b'{"a": 1}')
+    assert len(response.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("path", "kwargs", "status", "code"),
+    [
+        ("/echo", {"content": b"x" * 101}, 413, "body_too_large"),
+        (
+            "/echo",
+            {"headers": {"content-type": "application/vnd.bentoml+pickle"}},
+            415,
+            "unsupported_media_type",
+        ),
+        ("/echo", {"headers": {"content-type": "text/plain"}}, 415, "unsupported_media_type"),
+        ("/echo", {"headers": {}}, 415, "unsupported_media_type"),
+        ("/echo", {"method": "GET"}, 405, "method_not_allowed"),
+        ("/missing", {}, 404, "not_found"),
+        ("/unknown", {}, 404, "not_found"),
+        ("/crash", {}, 500, "internal"),
+        ("/refuse", {}, 429, "queue_full"),
+        ("/framework", {}, 503, "not_ready"),
+    ],
+)
+def test_errors_have_one_shape(app, path, kwargs, status, code):
+    response = post(app, path, **kwargs)
+    assert response.status_code == status
+    assert problem(response)["code"] == code
+
+
+def test_bodies_without_a_length_are_limited_too(app):
+    async def parts():
+        for _ in range(50):
+            yield b"x" * 50
+
+    assert post(app, "/echo", parts()).status_code == 413
+
+
+def test_full_queues_and_missing_runners_say_when_to_come_back(app):
+    assert post(app, "/refuse").headers["retry-after"] == "7"
+    assert post(app, "/framework").headers["retry-after"] == "5"
+
+
+def test_request_ids_of_callers_are_kept_when_harmless(app):
+    headers = {"content-type": "application/json"}
+    assert (
+        post(app, "/echo", headers=headers | {"x-request-id": "abc-1.2_3"}).headers["x-request-id"]
+        == "abc-1.2_3"
+    )
+    assert post(app, "/echo", headers=headers | {"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+    assert (
+        post(app, "/echo", headers=headers | {"x-request-id": "a" * 65}).headers["x-request-id"] != "a" * 65
+    )
+
+
+def test_an_answer_that_breaks_off_is_not_continued(app):
+    sent = asyncio.run(_raw(app, "/half", [{"type": "http.request", "body": b"{}"}]))
+    assert [message.get("body") for message in sent[1:]] == [b"half"]
+
+
+def test_leaving_reaches_the_application(app):
+    asyncio.run(_raw(app, "/leave", [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]))
+    assert app.app.state.left
+
+
+def test_leaving_before_the_body_is_complete_answers_nobody(app):
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    assert asyncio.run(_raw(app, "/echo", messages)) == []
+
+
+async def _raw(app, path, messages):
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "asgi": {"spec_version": "2.3"},
+    }
+    scope["headers"] = [(b"content-type", b"application/json")]
+    waiting, sent = iter(messages), []
+
+    async def receive():
+        message = next(waiting, None)
+        if message is None:
+            await asyncio.sleep(30)
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def test_the_table_and_its_codes_are_unambiguous():
+    assert len({row.code for row in TABLE}) == len(TABLE)
+    for i, row in enumerate(TABLE):
+        assert not any(issubclass(row.error, earlier.error) for earlier in TABLE[:i]), row
+
+
+def test_errors_survive_the_hop():
+    error = from_dict(json.loads(json.dumps(to_dict(InvalidRequest("style: unknown", "style")))))
+    assert isinstance(error, InvalidRequest)
+    assert (str(error), error.field) == ("style: unknown", "style")
+    full = from_dict(to_dict(QueueFull("full", 9)))
+    assert isinstance(full, QueueFull)
+    assert full.retry_after == 9
+    assert row_of(from_dict(to_dict(Unavailable("gone")))).status == 503
+    assert row_of(from_dict(to_dict(CheckpointError("/weights/secret")))).status == 500
+
+
+def test_answers_name_the_field():
+    response = error_response(InvalidRequest("style: got 'x', known: cartoon", "style"), "id1")
+    assert response.status_code == 422
+    error = json.loads(response.body)["error"]
+    assert error == {
+        "code": "invalid_request",
+        "message": "style: got 'x', known: cartoon",
+        "field": "style",
+        "request_id": "id1",
+    }
