@@ -1,11 +1,11 @@
 """Models, categories and styles: data files, read and checked once.
 
-The built-in entries are `huvidpo/data/*.toml`. The folder named by the environment variable HUVIDPO_CATALOG may hold more
-`*.toml` files of the same form; an entry there replaces the built-in one of its name.
+The built-in entries are `huvidpo/data/*.toml`. The folder named by the environment variable HUVIDPO_CATALOG
+may hold more `*.toml` files of the same form; an entry there replaces the built-in one of its name.
 
 A component of a model is written `{ path = "...", subfolder = "..." }` for a local folder or
-`{ repo = "owner/name", subfolder = "..." }` for the model hub. Relative paths resolve against the folder named by
-HUVIDPO_WEIGHTS where they exist there, else against the project root; a repo that exists as
+`{ repo = "owner/name", subfolder = "..." }` for the model hub. Relative paths resolve against the folder
+named by HUVIDPO_WEIGHTS where they exist there, else against the project root; a repo that exists as
 `$HUVIDPO_WEIGHTS/owner/name` is read from there.
 """
 
@@ -52,7 +52,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Category:
-    """A kind of motion. `weights` is a file (or a folder in LAMP's layout) inside a model's `categories` folder."""
+    """A kind of motion. `weights`: a file, or a folder in LAMP's layout, in a model's `categories`."""
 
     name: str
     motion_prompt: str
@@ -90,7 +90,7 @@ class Catalog:
 
 
 def load_catalog() -> Catalog:
-    """The built-in catalog and what HUVIDPO_CATALOG adds. Raises CatalogError naming the file and entry at fault."""
+    """The built-in catalog and what HUVIDPO_CATALOG adds. Raises CatalogError naming file and entry."""
     folders = [Path(__file__).parent / "data"]
     if extra := os.environ.get("HUVIDPO_CATALOG"):
         folders.append(Path(extra))

@@ -1,4 +1,4 @@
-"""What can be asked for: sampling options and requests, frozen and validated. No model code is imported here."""
+"""What can be asked for: sampling options and requests, frozen and validated. Imports no model code."""
 
 import dataclasses
 import math
@@ -72,7 +72,7 @@ class SamplingOptions:
                 raise InvalidRequest(f"{name}: got {getattr(self, name)!r}, expected multiples of 8", name)
 
     def replace(self, **changes: Any) -> "SamplingOptions":
-        """These options with `changes`; None means "leave as it is". Raises InvalidRequest, for unknown names too."""
+        """These options with `changes`, of which None means "as it is". Raises InvalidRequest."""
         known = [known_field.name for known_field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:

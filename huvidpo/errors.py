@@ -1,4 +1,4 @@
-"""The few exceptions the whole project raises. Whoever stands at an edge (HTTP, gRPC, command line) translates them."""
+"""The few exceptions the whole project raises. The edges (HTTP, gRPC, command line) translate them."""
 
 
 class HuViDPOError(Exception):

@@ -1,8 +1,8 @@
 """A random-weight model family in the layout of models/tiny, built by the real classes in about a second.
 
-`build_random_family(folder)` writes the family into `folder` and a catalog into `folder/catalog` whose `tiny` model points
-at it: set HUVIDPO_CATALOG to that folder and everything that asks for `tiny` gets the random one.
-Its clips are 16 frames of 32 x 32 pixels; the text context is 48 tokens.
+`build_random_family(folder)` writes the family into `folder` and a catalog into `folder/catalog` whose
+`tiny` model points at it: set HUVIDPO_CATALOG to that folder and everything that asks for `tiny` gets the
+random one. Its clips are 16 frames of 32 x 32 pixels; the text context is 48 tokens.
 """
 
 from pathlib import Path
@@ -31,14 +31,53 @@ TEXT_WIDTH = 32
 POOLED_WIDTH = 24
 LATENT_CHANNELS = 8
 SIZE = 32  # pixels
-WORDS = (
-    "a an and at in on of the over with white red night sky sea mars horse runs waterfall winter man woman smiles "
-    "fireworks guitar plays birds fly pink helicopter flies rain falls pixel art claymation cartoon realistic style"
-).split()
+WORDS = [
+    "a",
+    "an",
+    "and",
+    "at",
+    "in",
+    "on",
+    "of",
+    "the",
+    "over",
+    "with",
+    "white",
+    "red",
+    "night",
+    "sky",
+    "sea",
+    "mars",
+    "horse",
+    "runs",
+    "waterfall",
+    "winter",
+    "man",
+    "woman",
+    "smiles",
+    "fireworks",
+    "guitar",
+    "plays",
+    "birds",
+    "fly",
+    "pink",
+    "helicopter",
+    "flies",
+    "rain",
+    "falls",
+    "pixel",
+    "art",
+    "claymation",
+    "cartoon",
+    "realistic",
+    "style",
+]  # whole words of the vocabulary
 
 
 def build_random_family(folder: Path, *, zero_snr: bool = True) -> Path:
-    """Writes the family into `folder` and returns `folder`. `zero_snr`: v-prediction with zero terminal SNR, else epsilon."""
+    """Writes the family into `folder` and returns `folder`. `zero_snr`: v-prediction with zero terminal SNR,
+    else epsilon.
+    """
     folder = Path(folder)
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(0)

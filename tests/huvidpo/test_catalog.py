@@ -54,7 +54,9 @@ def test_local_mirror_of_hub_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sd14.categories == tmp_path / "sd14/categories"
 
 
-@pytest.mark.parametrize("style, prompt", [("pixel-art", "a horse, pixel art style"), ("realistic", None)])
+@pytest.mark.parametrize(
+    ("style", "prompt"), [("pixel-art", "a horse, pixel art style"), ("realistic", None)]
+)
 def test_style_template(style: str, prompt: str | None) -> None:
     assert load_catalog().style(style).apply(" a horse ") == (prompt or "a horse, realistic style")
 
@@ -64,7 +66,7 @@ def test_prompt_with_braces_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, known", [("model", ["tiny", "sd14"]), ("category", CATEGORIES), ("style", STYLES)]
+    ("kind", "known"), [("model", ["tiny", "sd14"]), ("category", CATEGORIES), ("style", STYLES)]
 )
 def test_unknown_name_lists_the_known_ones(kind: str, known: list[str]) -> None:
     with pytest.raises(InvalidRequest) as error:
@@ -87,7 +89,7 @@ def test_user_catalog_adds_and_replaces(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "text, reason",
+    ("text", "reason"),
     [
         ('[styles.x]\ntemplate = "no place for it"', "does not contain {prompt}"),
         ('[styles.x]\ntemplate = "{prompt}"\ncolour = 1', "unknown key colour"),
@@ -116,7 +118,7 @@ def test_missing_user_catalog_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "field, value",
+    ("field", "value"),
     [
         ("steps", 0),
         ("steps", 2.5),
@@ -160,7 +162,7 @@ def test_allowed_options_are_kept(steps: int, guidance: float, eighths: int) -> 
 
 
 @pytest.mark.parametrize(
-    "changes, field",
+    ("changes", "field"),
     [
         ({"prompt": "  "}, "prompt"),
         ({"prompt": "x" * 5000}, "prompt"),

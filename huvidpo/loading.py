@@ -1,0 +1,49 @@
+"""The parts of a catalog model, read from disk or hub onto a device."""
+
+import logging
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from huvidpo.catalog import Component
+from huvidpo.checkpoint import load_lamp, load_tensors, with_weights
+from huvidpo.unet import VideoUNet
+
+logger = logging.getLogger(__name__)
+
+
+def device_and_dtype(
+    device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return device, dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+
+
+def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """SDXL's VAE overflows in float16: one that says `force_upcast` stays in float32."""
+    vae = AutoencoderKL.from_pretrained(source.location, subfolder=source.subfolder)
+    return vae.to(device, torch.float32 if vae.config.force_upcast else dtype).eval()
+
+
+def load_video_unet(source: Component, dtype: torch.dtype) -> VideoUNet:
+    """A VideoUNet, a UNet2DConditionModel (inflated) or a checkpoint in LAMP's layout, told apart by its
+    config.
+    """
+    kind = VideoUNet.load_config(source.location, subfolder=source.subfolder).get("_class_name")
+    if kind == "UNet3DConditionModel":
+        return VideoUNet.from_lamp(Path(source.location) / source.subfolder).to(dtype)
+    image_unet = kind == "UNet2DConditionModel"
+    loader = UNet2DConditionModel if image_unet else VideoUNet
+    unet = loader.from_pretrained(source.location, subfolder=source.subfolder, dtype=dtype)
+    return VideoUNet.from_2d(unet) if image_unet else unet
+
+
+def load_category(base: VideoUNet, weights: Path) -> VideoUNet:
+    """`base` with a category's weights, a file of tensors or a folder in LAMP's layout; `base` itself if
+    there are none.
+    """
+    if not weights.exists():
+        logger.warning("no weights at %s: the base model is used", weights)
+        return base
+    return with_weights(base, load_lamp(weights)[1] if weights.is_dir() else load_tensors(weights))

@@ -1,0 +1,432 @@
+"""Prompt -> first frame -> clip, step by step.
+
+Both pipelines take a batch of requests of different prompts and seeds. A clip depends on its request alone,
+not on the batch: noise comes from one generator per request, on the CPU. A call changes no shared component.
+
+Shapes: B requests, C latent channels, F frames, H W pixels, h w latent height and width, L text tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from huvidpo.attention import KeysValues
+from huvidpo.catalog import Catalog, Component, load_catalog
+from huvidpo.config import ClipRequest
+from huvidpo.errors import InvalidRequest
+from huvidpo.latents import from_latents, to_latents
+from huvidpo.loading import device_and_dtype, load_category, load_vae, load_video_unet
+from huvidpo.schedule import (
+    Denoiser,
+    StepCallback,
+    drop_history,
+    guide,
+    kept_indices,
+    make_scheduler,
+    match_histogram,
+    mix_noise,
+    sample,
+)
+from huvidpo.unet import VideoUNet
+from huvidpo.video import crop_to_aspect
+
+VIDEO_SEED_OFFSET = 0x9E3779B9  # so that the video's noise is not the first frame's
+
+
+class FirstFramePipeline:
+    """Prompt and style -> one image, by a StableDiffusionXLPipeline whose UNet may be a DPO-aligned one."""
+
+    def __init__(self, pipe: StableDiffusionXLPipeline, catalog: Catalog):
+        self.pipe = pipe
+        self.catalog = catalog
+
+    @classmethod
+    def from_catalog(
+        cls, model: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "FirstFramePipeline":
+        """Load a model of the catalog, by default on CUDA in float16 if present, else on the CPU in
+        float32.
+        """
+        catalog = load_catalog()
+        entry = catalog.model(model)
+        device, dtype = device_and_dtype(device, dtype)
+        parts: dict[str, Any] = {"vae": load_vae(Component(entry.first_frame.location, "vae"), device, dtype)}
+        if entry.first_frame_unet:
+            source = entry.first_frame_unet
+            parts["unet"] = UNet2DConditionModel.from_pretrained(
+                source.location, subfolder=source.subfolder, dtype=dtype
+            )
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            entry.first_frame.location, dtype=dtype, add_watermarker=False, **parts
+        )
+        for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+            module.to(device)
+        return cls(pipe, catalog)
+
+    @staticmethod
+    def can_share_batch(a: ClipRequest, b: ClipRequest) -> bool:
+        """Whether two requests can be denoised together."""
+        return _first_frame_key(a) == _first_frame_key(b)
+
+    @torch.no_grad()
+    def __call__(
+        self, requests: Sequence[ClipRequest], on_step: StepCallback | None = None
+    ) -> list[np.ndarray | None]:
+        """One uint8 [H, W, 3] image per request of `first_frame_size`, None for those dropped by `on_step`.
+
+        `on_step` gets latents [B, C, h, w]. Raises InvalidRequest (see `check_inputs`), Cancelled when all
+        are dropped.
+        """
+        self.check_inputs(requests)
+        embeddings = self.encode_prompt(requests)
+        latents = self.prepare_latents(requests)
+        return self.decode(self.denoise(requests, latents, embeddings, on_step))
+
+    def check_inputs(self, requests: Sequence[ClipRequest]) -> None:
+        """Raises InvalidRequest for an unknown category or style and for text beyond the text encoders'
+        context.
+
+        Requests that cannot share a batch are a ValueError.
+        """
+        _check_batch(requests, self.can_share_batch)
+        for request in requests:
+            self.catalog.category(request.category)
+            for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
+                _check_length(tokenizer, request, self.catalog)
+
+    def encode_prompt(self, requests: Sequence[ClipRequest]) -> dict[str, Tensor]:
+        """The embeddings the SDXL pipeline takes, by its argument names; without guidance the negative ones
+        are absent.
+        """
+        guided = requests[0].options.first_frame_guidance > 1
+        names = [
+            "prompt_embeds",
+            "negative_prompt_embeds",
+            "pooled_prompt_embeds",
+            "negative_pooled_prompt_embeds",
+        ]
+        encoded = [
+            self.pipe.encode_prompt(
+                _full_prompt(request, self.catalog),
+                negative_prompt=_negative_prompt(request, self.catalog) or None,
+                do_classifier_free_guidance=guided,
+                device=self.pipe.unet.device,
+            )
+            for request in requests
+        ]
+        return {
+            name: torch.cat(part)
+            for name, part in zip(names, zip(*encoded, strict=True), strict=True)
+            if part[0] is not None
+        }
+
+    def prepare_latents(self, requests: Sequence[ClipRequest]) -> Tensor:
+        """Unit Gaussian noise [B, C, h, w], one generator per request."""
+        height, width = requests[0].options.first_frame_size
+        factor = self.pipe.vae_scale_factor
+        shape = (self.pipe.unet.config.in_channels, height // factor, width // factor)
+        return torch.stack([_noise(request.seed, shape) for request in requests])
+
+    def denoise(
+        self,
+        requests: Sequence[ClipRequest],
+        latents: Tensor,
+        embeddings: dict[str, Tensor],
+        on_step: StepCallback | None = None,
+    ) -> list[Tensor | None]:
+        """Clean latents [C, h, w] per request, None for dropped ones. Raises Cancelled when all are
+        dropped.
+        """
+        options = requests[0].options
+        rows = list(range(len(requests)))
+
+        def after_step(
+            pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            keep = on_step(index + 1, pipe.num_timesteps, tensors["latents"]) if on_step else None
+            if keep is None or all(keep):
+                return {}
+            kept = kept_indices(keep)
+            count = len(rows)
+            rows[:] = [rows[i] for i in kept]
+            drop_history(pipe.scheduler, kept)
+            # text tensors hold [negative, positive] of every request under guidance
+            return {name: x[[i for i in range(len(x)) if i % count in kept]] for name, x in tensors.items()}
+
+        pipe = self._private_pipe()
+        height, width = options.first_frame_size
+        out = pipe(
+            **embeddings,
+            latents=latents.to(pipe.unet.dtype),
+            height=height,
+            width=width,
+            num_inference_steps=options.first_frame_steps,
+            guidance_scale=options.first_frame_guidance,
+            output_type="latent",
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=[
+                "latents",
+                "prompt_embeds",
+                "add_text_embeds",
+                "add_time_ids",
+            ],
+        ).images
+        return _by_request(out, rows, len(requests))
+
+    def decode(self, latents: Sequence[Tensor | None]) -> list[np.ndarray | None]:
+        """Latents [C, h, w] -> uint8 [H, W, 3]."""
+        return [None if x is None else from_latents(self.pipe.vae, x[None])[0] for x in latents]
+
+    def _private_pipe(self) -> StableDiffusionXLPipeline:
+        """A pipeline of the same modules with a scheduler of its own: both keep state between steps."""
+        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+        zeros = self.pipe.config.force_zeros_for_empty_prompt
+        parts = self.pipe.components | {"scheduler": scheduler}
+        pipe = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+class VideoPipeline:
+    """First frame and prompt -> clip: the VAE latent of the image stays, the frames after it are denoised."""
+
+    def __init__(
+        self,
+        unets: Mapping[str, VideoUNet],
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler_config: dict[str, Any],
+        catalog: Catalog,
+    ):
+        """`unets`: one per category, by name."""
+        self.unets = unets
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.scheduler_config = scheduler_config
+        self.catalog = catalog
+
+    @classmethod
+    def from_catalog(
+        cls,
+        model: str,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        categories: Sequence[str] | None = None,
+    ) -> "VideoPipeline":
+        """Load a model of the catalog with `categories` (default: all), whose UNets share what they do not
+        change.
+
+        By default on CUDA in float16 if present, else on the CPU in float32. A category without weights uses
+        the base model, with a warning.
+        """
+        catalog = load_catalog()
+        entry = catalog.model(model)
+        device, dtype = device_and_dtype(device, dtype)
+        base = load_video_unet(entry.video_unet, dtype).to(device).eval()
+        chosen = [catalog.category(name) for name in categories or catalog.categories]
+        encoder, tokenizer = entry.video_text_encoder, entry.video_tokenizer
+        return cls(
+            unets={
+                category.name: load_category(base, entry.categories / category.weights) for category in chosen
+            },
+            vae=load_vae(entry.video_vae, device, dtype),
+            text_encoder=CLIPTextModel.from_pretrained(
+                encoder.location, subfolder=encoder.subfolder, dtype=dtype
+            ).to(device),
+            tokenizer=CLIPTokenizer.from_pretrained(tokenizer.location, subfolder=tokenizer.subfolder),
+            scheduler_config=DDIMScheduler.load_config(
+                entry.video_scheduler.location, subfolder=entry.video_scheduler.subfolder
+            ),
+            catalog=catalog,
+        )
+
+    @staticmethod
+    def can_share_batch(a: ClipRequest, b: ClipRequest) -> bool:
+        """Whether two requests can be denoised together: guidance strength and noise mixing may differ."""
+        return _video_key(a) == _video_key(b)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        requests: Sequence[ClipRequest],
+        first_frames: Sequence[np.ndarray],
+        on_step: StepCallback | None = None,
+    ) -> list[np.ndarray | None]:
+        """One uint8 [F, H, W, 3] clip per request, None for those dropped by `on_step`.
+
+        `first_frames`: uint8 [any height, any width, 3], cropped to the clip's aspect and resized. `on_step`
+        gets latents [B, C, F, h, w]. Raises InvalidRequest (see `check_inputs`), Cancelled when all are
+        dropped.
+        """
+        self.check_inputs(requests, first_frames)
+        text_kv = self.encode_prompt(requests)
+        first = self.encode_first_frame(requests, first_frames)
+        latents = self.prepare_latents(requests, first)
+        return self.decode(requests, self.denoise(requests, latents, text_kv, on_step))
+
+    def check_inputs(self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> None:
+        """Raises InvalidRequest for an unknown category or style, text beyond the text encoder's context and
+        a first frame that is not uint8 [H, W, 3]. Requests that cannot share a batch are a ValueError.
+        """
+        _check_batch(requests, self.can_share_batch)
+        if len(requests) != len(first_frames):
+            raise ValueError(f"{len(requests)} requests came with {len(first_frames)} first frames")
+        for request, image in zip(requests, first_frames, strict=True):
+            self.catalog.category(request.category)
+            if request.category not in self.unets:
+                loaded = ", ".join(self.unets)
+                raise InvalidRequest(f"category: got {request.category!r}, loaded here: {loaded}", "category")
+            _check_length(self.tokenizer, request, self.catalog)
+            _check_image(image)
+
+    def encode_prompt(self, requests: Sequence[ClipRequest]) -> list[KeysValues]:
+        """Keys and values of every text attention of the UNet: [2B, ...], negative prompts first, [B, ...]
+        unguided.
+        """
+        unet = self.unets[requests[0].category]
+        prompts = [_full_prompt(request, self.catalog) for request in requests]
+        if requests[0].options.guidance > 1:
+            prompts = [_negative_prompt(request, self.catalog) for request in requests] + prompts
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        )
+        embeddings = self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
+        return unet.project_text(embeddings.to(unet.dtype))
+
+    def encode_first_frame(
+        self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]
+    ) -> Tensor:
+        """Latents [B, C, h, w] of the images, cropped to the clip's aspect and resized; never squashed."""
+        options = requests[0].options
+        images = [crop_to_aspect(image, options.height, options.width) for image in first_frames]
+        return to_latents(self.vae, np.stack(images))
+
+    def prepare_latents(self, requests: Sequence[ClipRequest], first: Tensor) -> Tensor:
+        """Frame 0 from `first` [B, C, h, w] and mixed noise for the others: [B, C, F, h, w] float32."""
+        channels, height, width = first.shape[1:]
+        shape = (channels, requests[0].options.frames, height, width)
+        noise = torch.stack(
+            [
+                mix_noise(_noise(_video_seed(request.seed), shape)[None], request.options.noise_mix)[0]
+                for request in requests
+            ]
+        )
+        return torch.cat([first[:, :, None], noise[:, :, 1:].to(first.device)], dim=2)
+
+    def denoise(
+        self,
+        requests: Sequence[ClipRequest],
+        latents: Tensor,
+        text_kv: Sequence[KeysValues],
+        on_step: StepCallback | None = None,
+    ) -> list[Tensor | None]:
+        """Clean latents [C, F, h, w] per request, None for dropped ones. Raises Cancelled when all are
+        dropped.
+        """
+        options = requests[0].options
+        scheduler = make_scheduler(self.scheduler_config, options.sampler, options.steps)
+        out, rows = sample(
+            self._denoiser(requests, text_kv),
+            latents,
+            scheduler,
+            corrections=options.corrections,
+            on_step=on_step,
+        )
+        return _by_request(out, rows, len(requests))
+
+    def decode(
+        self, requests: Sequence[ClipRequest], latents: Sequence[Tensor | None]
+    ) -> list[np.ndarray | None]:
+        """Latents [C, F, h, w] -> uint8 [F, H, W, 3], colours matched to frame 0 under the `lamp`
+        corrections.
+        """
+        clips = [None if x is None else from_latents(self.vae, x.transpose(0, 1)) for x in latents]
+        if requests[0].options.corrections == "lamp":
+            clips = [None if clip is None else match_histogram(clip) for clip in clips]
+        return clips
+
+    def _denoiser(self, requests: Sequence[ClipRequest], text_kv: Sequence[KeysValues]) -> Denoiser:
+        """The UNet of the batch's category, with guidance."""
+        unet = self.unets[requests[0].category]
+        count = len(requests)
+        guided = requests[0].options.guidance > 1
+        scales = torch.tensor([request.options.guidance for request in requests])
+
+        def predict(latents: Tensor, timestep: Tensor, rows: list[int]) -> Tensor:
+            lines = rows + [count + row for row in rows] if guided else rows
+            kv = text_kv if len(rows) == count else [(keys[lines], values[lines]) for keys, values in text_kv]
+            x = torch.cat([latents, latents]) if guided else latents
+            prediction = unet(x.to(unet.dtype), timestep, None, text_kv=kv).float()
+            if not guided:
+                return prediction
+            unconditional, conditional = prediction.chunk(2)
+            return guide(unconditional, conditional, scales[rows].to(prediction))
+
+        return predict
+
+
+def _first_frame_key(request: ClipRequest) -> tuple:
+    options = request.options
+    return (options.first_frame_size, options.first_frame_steps, options.first_frame_guidance)
+
+
+def _video_key(request: ClipRequest) -> tuple:
+    o = request.options
+    return (request.category, o.steps, o.guidance > 1, o.frames, o.height, o.width, o.sampler, o.corrections)
+
+
+def _check_batch(requests: Sequence[ClipRequest], can_share: Any) -> None:
+    if not requests:
+        raise ValueError("no requests came, at least one is needed")
+    if not all(can_share(requests[0], request) for request in requests):
+        raise ValueError("these requests cannot share a batch: group them by can_share_batch")
+
+
+def _full_prompt(request: ClipRequest, catalog: Catalog) -> str:
+    return catalog.style(request.style).apply(request.prompt)
+
+
+def _negative_prompt(request: ClipRequest, catalog: Catalog) -> str:
+    given = request.negative_prompt
+    return catalog.style(request.style).negative if given is None else given
+
+
+def _check_length(tokenizer: CLIPTokenizer, request: ClipRequest, catalog: Catalog) -> None:
+    """CLIP reads a fixed number of tokens; the rest would be cut off silently."""
+    room = tokenizer.model_max_length - 2  # start and end of text
+    texts = {"prompt": _full_prompt(request, catalog), "negative_prompt": _negative_prompt(request, catalog)}
+    for field, text in texts.items():
+        count = len(tokenizer(text, add_special_tokens=False).input_ids)
+        if count > room:
+            raise InvalidRequest(
+                f"{field}: {count} tokens (style included), the text encoder reads {room}: shorten it", field
+            )
+
+
+def _check_image(image: Any) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        came = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InvalidRequest(f"first_frame: got {came}, expected uint8 [height, width, 3]", "first_frame")
+
+
+def _by_request(out: Tensor, rows: list[int], count: int) -> list[Tensor | None]:
+    """Row i of `out` belongs to request rows[i] of `count`; None for the others."""
+    done = dict(zip(rows, out, strict=True))
+    return [done.get(i) for i in range(count)]
+
+
+def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _video_seed(seed: int) -> int:
+    return (seed + VIDEO_SEED_OFFSET) % 2**32

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from huvidpo.__main__ import main
+from huvidpo.video import decode
+
+
+@pytest.fixture(autouse=True)
+def _random_family(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
+
+
+def run(*arguments: str) -> int:
+    return main(["a white horse runs on Mars", "--category", "horse", *arguments])
+
+
+def test_prompt_to_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "horse.mp4"
+    assert run("--style", "cartoon", "--out", str(out), "--seed", "7") == 0
+    frames, fps = decode(out)
+    assert (frames.shape, fps) == ((16, 32, 32, 3), 8)
+    printed = capsys.readouterr().out
+    assert "seed 7\n" in printed
+    for stage in ("load first-frame model", "first frame", "load video model", "video", "encode"):
+        assert f"\n{stage}: " in printed
+
+    run("--style", "cartoon", "--out", str(tmp_path / "again.mp4"), "--seed", "7")
+    assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
+
+
+def test_given_first_frame_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+    arguments = ["--first-frame", str(tmp_path / "grey.png"), "--out", str(tmp_path / "clip.gif")]
+    arguments += [
+        "--frames",
+        "3",
+        "--steps",
+        "1",
+        "--guidance",
+        "1",
+        "--negative-prompt",
+        "red",
+        "--model",
+        "tiny",
+    ]
+    assert run(*arguments) == 0
+    with Image.open(tmp_path / "clip.gif") as clip:
+        assert (clip.format, clip.n_frames, clip.size) == ("GIF", 3, (32, 32))
+    printed = capsys.readouterr().out
+    assert printed.startswith("seed ")  # drawn, so that the clip can be made again
+    assert "first-frame model" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--style", "baroque"], "style: got 'baroque', known: realistic, pixel-art, claymation, cartoon"),
+        (["--model", "huge"], "model: got 'huge', known: tiny, sd14"),
+        (["--steps", "0"], "steps: got 0, expected a whole number from 1 to 1000"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--out", "clip.avi"], "format: got 'avi', allowed: mp4, gif, webp"),
+        (["--first-frame", "nowhere.png"], "first_frame: not a readable image"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {message}")
+
+
+def test_unknown_category(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a dragon", "--category", "dragon"]) == 2
+    assert "known: waterfall, smile" in capsys.readouterr().err

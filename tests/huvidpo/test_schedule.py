@@ -1,0 +1,228 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference import REFERENCE, needs_reference
+from safetensors.torch import load_file
+from torch import Tensor
+
+from huvidpo.errors import Cancelled
+from huvidpo.schedule import (
+    SETTLE_FRACTION,
+    adain,
+    correct_end,
+    correct_step,
+    guide,
+    make_scheduler,
+    match_histogram,
+    mix_noise,
+    sample,
+    step_frames,
+)
+from huvidpo.unet import VideoUNet
+
+SD14 = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+ZERO_SNR = SD14 | {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+}
+CONFIGS = {"epsilon": SD14, "zero_snr_v": ZERO_SNR}
+
+
+def perfect_model(clean: Tensor, config: dict):
+    """The prediction that leads exactly to `clean`, from the config's own noise schedule."""
+    alphas = make_scheduler(config, "ddim", 10).alphas_cumprod
+
+    def predict(latents: Tensor, timestep: Tensor, rows: list[int]) -> Tensor:
+        alpha = alphas[timestep]
+        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+        if config.get("prediction_type") != "v_prediction":
+            return (latents - signal * clean[rows]) / sigma
+        noise = (latents - signal * clean[rows]) / sigma
+        return signal * noise - sigma * clean[rows]
+
+    return predict
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_a_perfect_model_leads_to_the_clean_clip(sampler: str, config: dict) -> None:
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 2, 3, 4, 5, 5)
+    latents = torch.cat([clean[:, :, :1], noise[:, :, 1:]], dim=2)
+    out, rows = sample(perfect_model(clean, config), latents, make_scheduler(config, sampler, 10))
+    assert rows == [0, 1]
+    # SD 1.4 ends at alpha_bar of T = 0, just short of clean
+    torch.testing.assert_close(out, clean, atol=0.1 if config is SD14 else 2e-3, rtol=0)
+    assert torch.equal(out[:, :, 0], clean[:, :, 0])
+
+
+def test_ddim_step_by_hand() -> None:
+    """x' = sqrt(a') (x - sqrt(1-a) e) / sqrt(a) + sqrt(1-a') e, on frames 1.. only."""
+    scheduler = make_scheduler(SD14, "ddim", 4)
+    assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
+    x, e = torch.full((1, 1, 3, 1, 1), 2.0), torch.full((1, 1, 3, 1, 1), 0.5)
+    a, b = scheduler.alphas_cumprod[751].item(), scheduler.alphas_cumprod[501].item()
+    expected = math.sqrt(b) * (2 - math.sqrt(1 - a) * 0.5) / math.sqrt(a) + math.sqrt(1 - b) * 0.5
+    out = step_frames(scheduler, e, scheduler.timesteps[0], x)
+    torch.testing.assert_close(out.flatten(), torch.tensor([2.0, expected, expected]))
+
+
+def test_noise_mixing_has_the_originals_std() -> None:
+    noise = torch.randn(1, 4, 16, 64, 64, generator=torch.Generator().manual_seed(0))
+    mixed = mix_noise(noise, 0.2)
+    assert torch.equal(mixed[:, :, 0], noise[:, :, 0])
+    torch.testing.assert_close(mixed[:, :, 5], 0.2 * noise[:, :, 0] + 0.8 * noise[:, :, 5])
+    assert mixed[:, :, 1:].std().item() == pytest.approx(math.sqrt(0.2**2 + 0.8**2), abs=3e-3)
+    assert torch.equal(mix_noise(noise, 0.0), noise)
+
+
+def test_guidance_is_per_request() -> None:
+    unconditional, conditional = torch.zeros(2, 1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1)
+    assert guide(unconditional, conditional, torch.tensor([1.0, 7.5])).flatten().tolist() == [1.0, 7.5]
+
+
+def test_adain_takes_mean_and_std_per_channel() -> None:
+    content = torch.tensor([[[[1.0, 2.0, 3.0]]]])
+    style = torch.tensor([[[[10.0, 30.0, 50.0]]]])
+    torch.testing.assert_close(adain(content, style), style)
+
+
+def test_lamp_corrections_by_hand() -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(2, 3, 4, 6, 6) * torch.arange(1, 5).view(1, 1, 4, 1, 1)
+    early, late, end = correct_step(latents, 30, 30), correct_step(latents, 31, 30), correct_end(latents)
+
+    def std(clip: Tensor, frame: int) -> Tensor:
+        return clip[:, :, frame].std(dim=(-2, -1))
+
+    assert torch.equal(early[:, :, :2], latents[:, :, :2])
+    for frame in (2, 3):
+        torch.testing.assert_close(std(early, frame), std(latents, 1))
+        torch.testing.assert_close(std(late, frame), std(latents, 0))
+    torch.testing.assert_close(std(late, 1), std(latents, 0))
+    assert torch.equal(end[:, :, 0], latents[:, :, 0])
+    torch.testing.assert_close(std(end, 3), std(latents, 0))
+
+
+def test_settling_starts_where_lamp_starts_it() -> None:
+    assert [i for i in range(50) if i > SETTLE_FRACTION * 50] == list(range(31, 50))
+
+
+def test_histogram_of_each_frame_becomes_that_of_frame_0() -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    frames[1] = np.sqrt(frames[0] * 255.0).astype(np.uint8)  # another contrast, same order of pixels
+    matched = match_histogram(frames)
+    assert np.array_equal(matched[0], frames[0])
+    assert np.abs(matched[1].astype(int) - frames[0]).mean() < 2
+    for channel in range(3):
+        shares = [np.sort(matched[i, ..., channel].ravel()) for i in (0, 2)]
+        assert np.abs(shares[0].astype(int) - shares[1]).mean() < 2
+
+
+def test_matching_identical_frames_changes_nothing() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8).repeat(3, axis=0)
+    assert np.array_equal(match_histogram(frames), frames)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_dropping_a_request_leaves_the_others_alone(sampler: str) -> None:
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 3, 2, 3, 4, 4)
+    latents = torch.cat([clean[:, :, :1], noise[:, :, 1:]], dim=2)
+    model = perfect_model(clean, ZERO_SNR)
+    whole, _ = sample(model, latents, make_scheduler(ZERO_SNR, sampler, 6))
+    sizes = []
+
+    def drop_second(step: int, total: int, x: Tensor) -> list[bool] | None:
+        sizes.append(len(x))
+        assert total == 6
+        return [True, False, True] if step == 3 else None
+
+    out, rows = sample(model, latents, make_scheduler(ZERO_SNR, sampler, 6), on_step=drop_second)
+    assert (rows, sizes) == ([0, 2], [3, 3, 3, 2, 2, 2])
+    torch.testing.assert_close(out, whole[[0, 2]])
+
+
+def test_dropping_all_stops_at_once() -> None:
+    steps = []
+
+    def drop_all(step: int, total: int, x: Tensor) -> list[bool]:
+        steps.append(step)
+        return [False]
+
+    latents = torch.zeros(1, 2, 3, 4, 4)
+    with pytest.raises(Cancelled):
+        sample(perfect_model(latents, SD14), latents, make_scheduler(SD14, "ddim", 5), on_step=drop_all)
+    assert steps == [1]
+
+
+GOLDENS = [("cfg8_first_prev", "first_prev"), ("cfg8_stock", "first"), ("nocfg4_first_prev", "first_prev")]
+
+
+@needs_reference
+@pytest.mark.parametrize(("case", "attention"), GOLDENS)
+def test_equals_the_originals_sampling_loop(case: str, attention: str) -> None:
+    """The whole loop with its corrections. The cfg cases were recorded at guidance 7.5."""
+    golden, config, unet = _golden(case, attention)
+    steps = len(golden["timesteps"])
+    mixed = mix_noise(golden["noise"], 0.2)
+    latents = torch.cat([golden["first_frame_latents"], mixed[:, :, 1:]], dim=2)
+    torch.testing.assert_close(latents, golden["initial_latents"], atol=1e-6, rtol=0)
+    scheduler = make_scheduler(config, "ddim", steps)
+    assert torch.equal(scheduler.timesteps, golden["timesteps"])
+
+    # the original's hard-coded index: never reached in so few steps
+    out, _ = sample(_denoiser(unet, golden), latents, scheduler, corrections="lamp", settle_after=30)
+    torch.testing.assert_close(out, golden["final_latents"], atol=1e-4, rtol=0)
+
+
+@needs_reference
+@pytest.mark.parametrize(("case", "attention"), GOLDENS)
+def test_equals_every_step_of_the_original(case: str, attention: str) -> None:
+    """Each step from the original's own latents, so that errors cannot add up."""
+    golden, config, unet = _golden(case, attention)
+    scheduler = make_scheduler(config, "ddim", len(golden["timesteps"]))
+    model = _denoiser(unet, golden)
+    before = golden["initial_latents"]
+    for index, timestep in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            after = step_frames(scheduler, model(before, timestep, [0]), timestep, before)
+        expected = golden["latents_after_step"][index]
+        torch.testing.assert_close(correct_step(after, index, 30), expected, atol=1e-4, rtol=0)
+        before = expected
+
+
+def _golden(case: str, attention: str) -> tuple[dict[str, Tensor], dict, VideoUNet]:
+    assert REFERENCE is not None
+    lamp = Path(REFERENCE) / "lamp"
+    config = json.loads((lamp / "pipe/ddim_config.json").read_text())
+    unet = VideoUNet.from_lamp(lamp / "tiny", attention=attention).eval()
+    return load_file(lamp / f"pipe/{case}.safetensors"), config, unet
+
+
+def _denoiser(unet: VideoUNet, golden: dict[str, Tensor]):
+    guided = len(golden["unet_out_step0"]) == 2
+
+    def predict(latents: Tensor, timestep: Tensor, rows: list[int]) -> Tensor:
+        if not guided:
+            return unet(latents, timestep, golden["text_embeddings"])
+        text = torch.cat([golden["uncond_embeddings"], golden["text_embeddings"]])
+        unconditional, conditional = unet(torch.cat([latents, latents]), timestep, text).chunk(2)
+        return guide(unconditional, conditional, torch.tensor([7.5]))
+
+    return predict
