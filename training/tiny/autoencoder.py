@@ -1,6 +1,6 @@
 """Train the tiny VAE: 64 x 64 pixels <-> 12 x 16 x 16 latents of zero mean and unit variance.
 
-    python -m training.tiny.autoencoder --steps 8000 --threads 2
+    python -m training.tiny.autoencoder --threads 2
 
 The normalisation of the latents is folded into `quant_conv` / `post_quant_conv`, so the model needs no
 `latents_mean` (diffusers' SDXL pipeline assumes four channels there) and has scaling_factor 1.
@@ -9,26 +9,25 @@ The normalisation of the latents is folded into `quant_conv` / `post_quant_conv`
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from training.tiny.common import (
-    DATA,
-    FAMILY,
-    FitConfig,
-    common_arguments,
-    fit,
-    mixed_precision,
-    prepare,
-    to_unit,
-)
+from training.recipes import Recipe
+from training.tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe, prepare, to_unit
 from training.tiny.dataset import load_split
 
 BATCH, CROP = 32, 32
 KL_WEIGHT = 1e-5
+RECIPE = Recipe(
+    steps=3000, batch_size=BATCH, lr=2e-3, warmup_steps=200, cooldown=0.25, precision="bf16", ema=0.998,
+    save_every=250, sample_every=500,
+)  # fmt: skip
 FOLDER = FAMILY / "first_frame" / "vae"
 
 
@@ -85,35 +84,44 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     return float((-10 * torch.cat(errors).log10()).mean())
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """Training of the VAE for the loop: `training.loop.Task`."""
+
+    clips: np.ndarray
+    test: Tensor
+    """Held-out pictures [N, 3, 64, 64]."""
+
+    def loss(self, model: Any, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        crops = random_crops(self.clips, generator)
+        with mixed_precision():
+            posterior = model.encode(crops).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            out = model.decode(posterior.mean + posterior.std * noise).sample
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return reconstruction_loss(out.float(), crops) + KL_WEIGHT * kl, {}
+
+    def describe(self, draw: int) -> str:
+        return f"random crops number {draw}"
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        return {"psnr_db": psnr(model, self.test)}
+
+    def sample(self, step: int, folder: Path) -> None:
+        """The PSNR says it all."""
+
+
 def main() -> None:
-    args = common_arguments("Train the tiny VAE.", steps=8000).parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    recipe = parse_recipe("Train the tiny VAE.", RECIPE)
     clips, _ = load_split(DATA, "clips")
     held_out, _ = load_split(DATA, "held_out")
     test = to_unit(torch.from_numpy(np.ascontiguousarray(held_out[:, ::5]))).flatten(0, 1)
     vae = prepare(build())
-
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        crops = random_crops(clips, generator)
-        with mixed_precision():
-            posterior = vae.encode(crops).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator)
-            out = vae.decode(posterior.mean + posterior.std * noise).sample
-        kl = (
-            0.5
-            * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        )
-        return reconstruction_loss(out.float(), crops) + KL_WEIGHT * kl
-
-    def log(step: int, model: torch.nn.Module) -> None:
-        print(f"\nstep {step}: {psnr(vae.eval(), test[:64]):.2f} dB on 64 held-out frames", flush=True)
-
-    fit("vae", vae, loss_of, FitConfig(args.steps, lr=2e-3, ema=0.998), log)
-    fold_normalisation(vae, to_unit(torch.from_numpy(np.ascontiguousarray(clips[:512, 7]))))
-    result = {"held_out_psnr_db": round(psnr(vae, test), 2), "steps": args.steps}
-    vae.half().save_pretrained(FOLDER)
-    print(json.dumps(result))
+    if fit("vae", vae, Reconstruction(clips, test[:64]), recipe):
+        fold_normalisation(vae, to_unit(torch.from_numpy(np.ascontiguousarray(clips[:512, 7]))))
+        print(json.dumps({"held_out_psnr_db": round(psnr(vae, test), 2), "steps": recipe.steps}))
+        vae.half().save_pretrained(FOLDER)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train the tiny CLIP: its text tower conditions both diffusion models, the whole of it is the judge.
 
-    python -m training.tiny.clip --steps 5000 --threads 2
+    python -m training.tiny.clip --threads 2
 
 The vocabulary is a CLIP BPE learned on the caption grammar, so that every word of it is one token and any
 other word falls back to letters (bytes). Half of all captions lose words at random: people type bare prompts.
@@ -9,6 +9,9 @@ other word falls back to letters (bytes). Half of all captions lose words at ran
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +30,16 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from training.tiny.common import DATA, FAMILY, FitConfig, common_arguments, fit, mixed_precision
+from training.recipes import Recipe
+from training.tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe
 from training.tiny.dataset import load_split
 from training.tiny.world import CATEGORIES, COLOURS, PLACES, SENTENCES, STYLES, Scene, caption, style_words
 
 BATCH, CONTEXT, WIDTH = 128, 48, 128
+RECIPE = Recipe(
+    steps=1300, batch_size=BATCH, lr=1e-3, warmup_steps=200, cooldown=0.25, weight_decay=0.1,
+    precision="bf16", ema=0.995, save_every=100, sample_every=200,
+)  # fmt: skip
 # CLIP's own pixel statistics would do as well; these keep [0, 1] -> [-1, 1].
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -90,6 +98,7 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
             | {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "max_position_embeddings": CONTEXT},
             vision_config=tower | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8},
             projection_dim=WIDTH,
+            attn_implementation="eager",  # see mixed_precision
         )
     )
 
@@ -159,40 +168,49 @@ def save(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         tokenizer.save_pretrained(FAMILY / "first_frame" / name)
 
 
-def main() -> None:
-    args = common_arguments("Train the tiny CLIP.", steps=5000).parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    stills, scenes = load_split(DATA, "stills")
-    clips, clip_scenes = load_split(DATA, "clips")
-    held_out, held_out_scenes = load_split(DATA, "held_out")
-    tokenizer = build_tokenizer()
-    model = build(tokenizer)
+@dataclass(frozen=True)
+class Matching:
+    """Training of the CLIP for the loop: `training.loop.Task`. Half first frames, half any frame."""
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(step)
-        # Half first frames, half any frame: the judge also looks at whole clips.
+    tokenizer: CLIPTokenizer
+    stills: tuple[np.ndarray, list[Scene]]
+    clips: tuple[np.ndarray, list[Scene]]
+    held_out: tuple[np.ndarray, list[Scene]]
+
+    def loss(self, model: Any, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng(draw)
+        (stills, scenes), (clips, clip_scenes) = self.stills, self.clips
         first = np.sort(rng.choice(len(stills), BATCH // 2, replace=False))
-        any_frame = np.sort(rng.choice(len(clips), BATCH // 2, replace=False))
-        pictures = np.concatenate(
-            [stills[first], np.stack([clips[i, rng.integers(clips.shape[1])] for i in any_frame])]
-        )
-        chosen = [scenes[i] for i in first] + [clip_scenes[i] for i in any_frame]
+        others = np.sort(rng.choice(len(clips), BATCH // 2, replace=False))
+        frames = np.stack([clips[i, rng.integers(clips.shape[1])] for i in others])
+        pictures = np.concatenate([stills[first], frames])
+        chosen = [scenes[i] for i in first] + [clip_scenes[i] for i in others]
         drop = rng.choice([0.0, 0.4], len(chosen))
-        ids = tokenize(tokenizer, [caption(s, rng, d) for s, d in zip(chosen, drop, strict=True)])
+        ids = tokenize(self.tokenizer, [caption(s, rng, d) for s, d in zip(chosen, drop, strict=True)])
         with mixed_precision():
             images, texts = features(model, normalised(pictures), ids)
-        return contrastive_loss(images, texts, model.logit_scale.exp().clamp(max=100))
+        return contrastive_loss(images, texts, model.logit_scale.exp().clamp(max=100)), {}
 
-    def log(step: int, _: torch.nn.Module) -> None:
-        print(
-            f"\nstep {step}: {retrieval(model.eval(), tokenizer, held_out[:, 0], held_out_scenes)}",
-            flush=True,
-        )
+    def describe(self, draw: int) -> str:
+        return f"random pictures number {draw}"
 
-    fit("clip", model, loss_of, FitConfig(args.steps, lr=1e-3, weight_decay=0.1, ema=0.995), log)
-    print(json.dumps(retrieval(model, tokenizer, held_out[:, 0], held_out_scenes)))
-    save(model, tokenizer)
+    def evaluate(self, model: Any) -> dict[str, float]:
+        return retrieval(model, self.tokenizer, *self.held_out)
+
+    def sample(self, step: int, folder: Path) -> None:
+        """A judge draws nothing."""
+
+
+def main() -> None:
+    recipe = parse_recipe("Train the tiny CLIP.", RECIPE)
+    pictures, scenes = load_split(DATA, "held_out")
+    tokenizer = build_tokenizer()
+    model = build(tokenizer)
+    held_out = (pictures[:, 0], scenes)
+    task = Matching(tokenizer, load_split(DATA, "stills"), load_split(DATA, "clips"), held_out)
+    if fit("clip", model, task, recipe):
+        print(json.dumps(retrieval(model, tokenizer, *held_out)))
+        save(model, tokenizer)
 
 
 if __name__ == "__main__":

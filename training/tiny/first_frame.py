@@ -1,6 +1,6 @@
 """Train the SDXL-shaped first-frame UNet of the tiny family and write its StableDiffusionXLPipeline folder.
 
-    python -m training.tiny.first_frame --steps 6000 --threads 2
+    python -m training.tiny.first_frame --threads 2
 
 v-prediction with zero terminal SNR and trailing timesteps (Lin et al. 2023, arXiv:2305.08891); 10 % of the
 captions are empty, for classifier-free guidance.
@@ -8,28 +8,29 @@ captions are empty, for classifier-free guidance.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from training.tiny.common import (
-    DATA,
-    FAMILY,
-    RUNS,
-    FitConfig,
-    common_arguments,
-    fit,
-    mixed_precision,
-    prepare,
-    scheduler,
-)
+from training.losses import prediction_target
+from training.recipes import Recipe
+from training.tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe, prepare, scheduler
 from training.tiny.dataset import load_split
-from training.tiny.world import CATEGORIES, STYLES, caption, contact_sheet, random_scene
+from training.tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene
 
 BATCH, CONTEXT = 64, 48
+RECIPE = Recipe(
+    steps=3800, batch_size=BATCH, lr=1e-3, warmup_steps=200, cooldown=0.25, precision="bf16", ema=0.998,
+    save_every=100, sample_every=500,
+)  # fmt: skip
 FOLDER = FAMILY / "first_frame"
 TIME_IDS = (64.0, 64.0, 0.0, 0.0, 64.0, 64.0)  # original size, crop corner, target size, as SDXL has them
 
@@ -51,6 +52,11 @@ def build() -> UNet2DConditionModel:
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=128 + 6 * 32,
     )
+
+
+def condition(pooled: Tensor) -> dict[str, Tensor]:
+    """SDXL's added conditions for pooled text embeddings [N, 128]: an uncropped picture of its own size."""
+    return {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS]).repeat(len(pooled), 1)}
 
 
 class TextTowers:
@@ -103,11 +109,11 @@ def sample_sheet(
     latents = torch.randn(len(captions), 12, 16, 16, generator=torch.Generator().manual_seed(0))
     steps = scheduler()
     steps.set_timesteps(20)
-    condition = {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS]).repeat(len(pooled), 1)}
+    added = condition(pooled)
     for t in steps.timesteps:
         with mixed_precision():
             cond, uncond = (
-                unet(torch.cat([latents] * 2), t, text, added_cond_kwargs=condition).sample.float().chunk(2)
+                unet(torch.cat([latents] * 2), t, text, added_cond_kwargs=added).sample.float().chunk(2)
             )
         latents = steps.step(uncond + guidance * (cond - uncond), t, latents).prev_sample
     pictures = (
@@ -119,51 +125,53 @@ def sample_sheet(
     return contact_sheet([list(pictures[i : i + 8]) for i in range(0, 32, 8)])
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """Training of the first-frame UNet for the loop: `training.loop.Task`."""
+
+    latents: np.ndarray
+    scenes: list[Scene]
+    towers: TextTowers
+    vae: AutoencoderKL
+    model: UNet2DConditionModel
+    schedule: DDIMScheduler
+
+    def loss(self, model: Any, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng(draw)
+        chosen = np.sort(rng.choice(len(self.latents), BATCH, replace=False))
+        drop, empty = rng.choice([0.0, 0.3], BATCH), rng.random(BATCH) < 0.1
+        texts = [
+            "" if e else caption(self.scenes[i], rng, d) for i, d, e in zip(chosen, drop, empty, strict=True)
+        ]
+        clean = torch.from_numpy(self.latents[chosen].astype(np.float32))
+        noise = torch.randn(clean.shape, generator=generator)
+        t = torch.randint(self.schedule.config.num_train_timesteps, (BATCH,), generator=generator)
+        noisy = self.schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
+        with mixed_precision():
+            text, pooled = self.towers(texts)
+            out = model(noisy, t, text, added_cond_kwargs=condition(pooled)).sample
+        return F.mse_loss(out.float(), prediction_target(self.schedule, clean, noise, t)), {}
+
+    def describe(self, draw: int) -> str:
+        return f"random pictures number {draw}"
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        return {}
+
+    def sample(self, step: int, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = sample_sheet(self.model, self.towers, self.vae)
+        Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(folder / f"{step:06d}.png")
+
+
 def main() -> None:
-    args = common_arguments("Train the tiny first-frame UNet.", steps=6000).parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    scenes = load_split(DATA, "stills")[1]
-    latents = np.load(DATA / "stills_latents.npy", mmap_mode="r")
-    towers, schedule = TextTowers(), scheduler()
+    recipe = parse_recipe("Train the tiny first-frame UNet.", RECIPE)
     unet = prepare(build())
     vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32).eval()
-
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(step)
-        chosen = np.sort(rng.choice(len(latents), BATCH, replace=False))
-        drop = rng.choice([0.0, 0.3], BATCH)
-        empty = rng.random(BATCH) < 0.1
-        texts = ["" if e else caption(scenes[i], rng, d) for i, d, e in zip(chosen, drop, empty, strict=True)]
-        clean = torch.from_numpy(latents[chosen].astype(np.float32))
-        noise = torch.randn(clean.shape, generator=generator)
-        t = torch.randint(schedule.config.num_train_timesteps, (BATCH,), generator=generator)
-        noisy = schedule.add_noise(clean, noise, t).contiguous(memory_format=torch.channels_last)
-        target = schedule.get_velocity(clean, noise, t)
-        with mixed_precision():
-            text, pooled = towers(texts)
-            condition = {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS]).repeat(BATCH, 1)}
-            out = unet(noisy, t, text, added_cond_kwargs=condition).sample
-        return F.mse_loss(out.float(), target)
-
-    def log(step: int, model: torch.nn.Module) -> None:
-        if step // 500 != log.seen:  # type: ignore[attr-defined]
-            log.seen = step // 500  # type: ignore[attr-defined]
-            save_picture(sample_sheet(model.eval(), towers, vae), step)
-
-    log.seen = 0  # type: ignore[attr-defined]
-    fit("first_frame", unet, loss_of, FitConfig(args.steps, lr=1e-3), log)
-    save_picture(sample_sheet(unet, towers, vae), args.steps)
-    assemble(unet)
-
-
-def save_picture(sheet: np.ndarray, step: int) -> None:
-    from PIL import Image
-
-    picture = Image.fromarray(sheet)
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(
-        RUNS / f"first_frame_{step:06d}.png"
-    )
+    latents = np.load(DATA / "stills_latents.npy", mmap_mode="r")
+    task = Denoising(latents, load_split(DATA, "stills")[1], TextTowers(), vae, unet, scheduler())
+    if fit("first_frame", unet, task, recipe):
+        assemble(unet)
 
 
 if __name__ == "__main__":
