@@ -1,0 +1,1 @@
+"""Training: stage 1 (motion from a few clips), stage 2 (preferences), and the built-in tiny family."""

@@ -1,0 +1,285 @@
+"""Clips and captions -> latents and text embeddings, each computed once.
+
+Two kinds of folder are read:
+
+* **videos**: any container ffmpeg reads, captioned by `captions.jsonl` (one `{"video": ..., "caption": ...}`
+  a line)
+  or by a text file beside each video (`horse1.mp4`, `horse1.txt`). Their latents are cached on disk per
+  clip, VAE and size.
+* **a latent store**: `latents.npy`, float16 [N, C, F, h, w] as the VAE scales them, and `captions.json`, a
+  list of N
+  strings: for base pre-training on thousands of clips. It is read through a memory map.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from huvidpo import video
+from huvidpo.errors import HuViDPOError
+from huvidpo.latents import to_latents
+from training.recipes import MotionRecipe
+
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".webp"]
+)
+
+
+class ClipsError(HuViDPOError, ValueError):
+    """A folder of clips that cannot be trained on; the message names every file or line at fault."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips as latents. A mirrored copy is one more row, so shuffling rows is also the random flip."""
+
+    latents: np.ndarray
+    """float16 [rows, C, F, h, w], as the network sees them (VAE scale applied); may be a memory map."""
+    captions: list[str]
+    """One per row."""
+    train_rows: np.ndarray
+    """Rows that are trained on."""
+    eval_rows: np.ndarray
+    """Rows that are evaluated on: the held-out clips, or the first training rows."""
+    fingerprint: str
+    """sha256 over what the rows were made from."""
+
+
+def load_clips(folder: Path, vae: AutoencoderKL, recipe: MotionRecipe, cache: Path) -> Clips:
+    """The clips of `folder`: a latent store where it holds `latents.npy`, else videos with captions.
+
+    Raises ClipsError on anything malformed, a store whose shape does not fit `recipe`, or too few clips to
+    hold out.
+    """
+    if not folder.is_dir():
+        raise ClipsError(f"{folder} is not a folder of clips")
+    if (folder / "latents.npy").exists():
+        latents, captions, fingerprint = _open_store(folder, recipe)
+    else:
+        latents, captions, fingerprint = _encode_folder(folder, vae, recipe, cache)
+    copies = 2 if recipe.flip else 1
+    train, held = split_rows(len(captions), recipe.holdout, copies)
+    return Clips(latents, captions * copies, train, held, fingerprint)
+
+
+def split_rows(clips: int, holdout: int, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to evaluate on, where row = copy * clips + clip: the LAST clips are held out.
+
+    With `holdout` 0 the first (at most 8) clips serve for both. Raises ClipsError when nothing is left to
+    train on.
+    """
+    if clips <= holdout:
+        raise ClipsError(f"{clips} clips are too few to hold out {holdout}")
+    rows = np.arange(copies * clips).reshape(copies, clips)
+    held = rows[0, clips - holdout :] if holdout else rows[0, :8]
+    return rows[:, : clips - holdout].reshape(-1), held
+
+
+def rows_for(rows: np.ndarray, draw: int, batch_size: int, seed: int) -> np.ndarray:
+    """Rows [batch_size] of the `draw`-th batch: every row once, shuffled, then shuffled anew, and so on.
+
+    A pure function of its arguments, so that a resumed run meets the same batches in the same order.
+    """
+    places = np.arange(draw * batch_size, (draw + 1) * batch_size)
+    orders = {
+        e: np.random.default_rng((seed, int(e))).permutation(rows) for e in np.unique(places // len(rows))
+    }
+    return np.array([orders[place // len(rows)][place % len(rows)] for place in places])
+
+
+# Videos and captions
+
+
+def read_captions(folder: Path) -> list[tuple[Path, str]]:
+    """(video, caption) pairs of a folder, in a fixed order.
+
+    Raises ClipsError naming every malformed line, missing video and video without a caption.
+    """
+    listing = folder / "captions.jsonl"
+    pairs, problems = _read_listing(listing) if listing.exists() else _read_sidecars(folder)
+    if not pairs and not problems:
+        problems = [f"no videos found; {_wanted()}"]
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        raise ClipsError(f"{folder} cannot be trained on:\n  {shown}")
+    return pairs
+
+
+def _read_listing(listing: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    pairs, problems = [], []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            pairs.append(_parse_line(line, listing.parent))
+        except ValueError as error:
+            problems.append(f"{listing.name} line {number}: {error}")
+    return pairs, problems
+
+
+def _parse_line(line: str, folder: Path) -> tuple[Path, str]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError('not an object like {"video": "a.mp4", "caption": "..."}')
+    for name in ("video", "caption"):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise ValueError(f"{name!r} is {record.get(name)!r}; want a text that is not empty")
+    if not (folder / record["video"]).is_file():
+        raise ValueError(f"no such video: {record['video']}")
+    return folder / record["video"], record["caption"].strip()
+
+
+def _read_sidecars(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    pairs, problems = [], []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            continue
+        sidecar = path.with_suffix(".txt")
+        caption = sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
+        if caption:
+            pairs.append((path, caption))
+        else:
+            problems.append(f"{path.name}: {sidecar.name} is {'empty' if sidecar.is_file() else 'missing'}")
+    return pairs, problems
+
+
+def _wanted() -> str:
+    return f"want captions.jsonl, or videos ({' '.join(sorted(VIDEO_SUFFIXES))}) each with a .txt beside it"
+
+
+def pick_frames(count: int, clip_fps: float, frames: int, fps: float) -> np.ndarray:
+    """Which of `count` frames at `clip_fps` make a clip of `frames` at `fps`: the middle of the video.
+
+    A video too short for that is spread over its whole length; no frame is ever shown twice (a stutter would
+    be learnt), so one slower than `fps` gives consecutive frames. Raises ValueError for fewer than `frames`
+    frames.
+    """
+    if count < frames:
+        raise ValueError(f"has {count} frames; at least {frames} are needed")
+    stride = min(max(1.0, clip_fps / fps), (count - 1) / (frames - 1))
+    start = (count - 1 - stride * (frames - 1)) / 2
+    return np.floor(start + stride * np.arange(frames) + 0.5).astype(int).clip(0, count - 1)
+
+
+def read_clip(path: Path, recipe: MotionRecipe) -> np.ndarray:
+    """A video as uint8 [F, height, width, 3], cropped to the recipe's aspect. Raises ClipsError naming the
+    file.
+    """
+    try:
+        frames, fps = video.decode(path)
+        chosen = frames[pick_frames(len(frames), fps, recipe.frames, recipe.fps)]
+    except (HuViDPOError, ValueError, OSError) as error:
+        raise ClipsError(f"{path}: {error}") from error
+    return np.stack([video.crop_to_aspect(frame, recipe.height, recipe.width) for frame in chosen])
+
+
+# Latents
+
+
+def _encode_folder(
+    folder: Path, vae: AutoencoderKL, recipe: MotionRecipe, cache: Path
+) -> tuple[np.ndarray, list[str], str]:
+    pairs = read_captions(folder)
+    vae_hash = fingerprint_tensors(vae.state_dict())
+    rows, keys = [], []
+    for mirrored in (False, True) if recipe.flip else (False,):
+        for path, _ in pairs:
+            size = (recipe.frames, recipe.height, recipe.width, recipe.fps)
+            keys.append(_key(_file_digest(path), vae_hash, *size, mirrored))
+            rows.append(_cached_latents(cache / "latents" / f"{keys[-1]}.npy", path, vae, recipe, mirrored))
+    captions = [caption for _, caption in pairs]
+    return np.stack(rows), captions, _key(*keys, *captions)
+
+
+def _cached_latents(
+    file: Path, path: Path, vae: AutoencoderKL, recipe: MotionRecipe, mirrored: bool
+) -> np.ndarray:
+    if not file.exists():
+        frames = read_clip(path, recipe)
+        if mirrored:  # the picture is mirrored, not its latents: a VAE does not commute with a mirror
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
+        with torch.no_grad():
+            latents = to_latents(vae, frames).transpose(0, 1)
+        save_array(file, latents.cpu().numpy().astype(np.float16))
+    return np.load(file)
+
+
+def save_array(file: Path, array: np.ndarray) -> None:
+    """Write an array so that a reader sees the whole of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with part.open("wb") as stream:
+        np.save(stream, array)
+    part.replace(file)
+
+
+def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[str], str]:
+    if recipe.flip:
+        raise ClipsError(f"{folder} is a latent store, which cannot be mirrored: --set flip=false")
+    latents = np.load(folder / "latents.npy", mmap_mode="r")
+    text = (folder / "captions.json").read_text(encoding="utf-8")
+    captions = json.loads(text)
+    if not isinstance(captions, list) or not all(isinstance(c, str) and c.strip() for c in captions):
+        raise ClipsError(f"{folder / 'captions.json'}: want a list of texts that are not empty")
+    if latents.ndim != 5 or latents.dtype != np.float16 or latents.shape[2] != recipe.frames:
+        want = f"float16 [N, C, {recipe.frames}, h, w]"
+        raise ClipsError(f"{folder / 'latents.npy'} is {latents.dtype} {latents.shape}; want {want}")
+    if len(captions) != len(latents):
+        raise ClipsError(f"{folder}: {len(captions)} captions for {len(latents)} clips")
+    return latents, captions, _key(_file_digest(folder / "latents.npy"), text)
+
+
+# Text
+
+
+@torch.no_grad()
+def embed_texts(texts: Iterable[str], tokenizer: Any, text_encoder: Any) -> dict[str, Tensor]:
+    """Text -> embedding [L, D] (last hidden state, as SD 1.x) of every text, and of the empty one."""
+    unique = ["", *sorted(set(texts) - {""})]
+    table: dict[str, Tensor] = {}
+    for start in range(0, len(unique), 64):
+        part = unique[start : start + 64]
+        tokens = tokenizer(
+            part,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        states = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+        table.update(zip(part, states.float().cpu(), strict=True))
+    return table
+
+
+# Fingerprints
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values: equal for equal weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()

@@ -1,0 +1,383 @@
+"""The one training loop, for every stage: evaluate, sample, save, stop?, step, log.
+
+A stage hands in its model (whatever requires a gradient trains) and a `Task`: how to draw a batch and what
+it costs. All randomness of a batch comes from `(seed, draw)`, so a checkpoint needs only the weights, the
+optimiser, the moving average and the step: a resumed run continues exactly as if it had never stopped.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
+from huvidpo.errors import HuViDPOError
+from training.recipes import Recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+# Fields that may differ between a run and its continuation: they change nothing about a single step.
+FREE_FIELDS = frozenset({"steps", "save_every", "sample_every", "log_every", "sample_steps"})
+
+
+class TrainingError(HuViDPOError):
+    """A run that cannot start, resume or go on."""
+
+
+class Task(Protocol):
+    """What one stage of training brings to the loop."""
+
+    def loss(
+        self, model: nn.Module, draw: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss of batch number `draw`, and figures to log. All randomness comes from `generator`
+        (CPU).
+        """
+
+    def describe(self, draw: int) -> str:
+        """Which samples batch `draw` holds, for error messages."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures that compare one step with another; must not depend on torch's global random state."""
+
+    def sample(self, step: int, folder: Path) -> None:
+        """Write sample clips of the network as it is now into `folder`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a run stands when the loop returns."""
+
+    step: int
+    weights: dict[str, Tensor]
+    """Trained tensors by name: the moving average where the recipe keeps one."""
+    seconds_per_step: float
+    """Mean of this sitting, evaluation and saving left out; nan without a step."""
+
+
+@dataclass
+class State:
+    """What a checkpoint holds besides the recipe."""
+
+    params: dict[str, nn.Parameter]
+    optimizer: Any
+    ema: dict[str, Tensor]
+    step: int = 0
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    identity: dict[str, str],
+    resume: bool,
+) -> Trained:
+    """Train what requires a gradient in `model` until `recipe.steps`, SIGTERM or Ctrl-C (both save first).
+
+    Checkpoint, TensorBoard events and samples go into `folder`. With `resume` the run in `folder` goes on
+    (or starts); `identity` (base and clips, say) must equal the run's. Raises TrainingError when a run is
+    there without `resume`, is a different one, or when the loss or gradient stops being finite: before the
+    optimiser moves, naming the batch.
+    """
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        params.values(), recipe.lr, weight_decay=recipe.weight_decay, eps=recipe.adam_eps
+    )
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    ema = {name: p.detach().clone() for name, p in params.items()} if recipe.ema else {}
+    state = State(params, optimizer, ema)
+    identity = {**identity, "processes": str(accelerator.num_processes), "precision": recipe.precision}
+    _open_run(folder / CHECKPOINT, state, recipe, identity, accelerator, resume)
+    start, seconds = state.step, 0.0
+    raw = accelerator.unwrap_model(prepared)
+
+    with _stop_requests() as stop, _Log(folder, recipe, state.step, accelerator.is_main_process) as log:
+        while True:
+            last = state.step >= recipe.steps
+            fresh = state.step > start or start == 0  # else the run before has done it
+            looking = recipe.sample_every and (last or state.step % recipe.sample_every == 0)
+            if fresh and looking and accelerator.is_main_process:
+                with _averaged(state), _eval_mode(raw):
+                    log.scalars("eval", task.evaluate(raw), state.step)
+                    task.sample(state.step, folder / "samples")
+            stopping = _any(bool(stop), accelerator)
+            if state.step > start and (last or stopping or state.step % recipe.save_every == 0):
+                _save(folder / CHECKPOINT, state, recipe, identity, accelerator)
+            if last or stopping:
+                break
+            began = time.perf_counter()
+            figures = train_step(prepared, task, state, recipe, accelerator)
+            elapsed = time.perf_counter() - began
+            seconds += elapsed
+            log.step(state.step, {**figures, "seconds": elapsed})
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    weights = state.ema or {name: p.detach() for name, p in params.items()}
+    return Trained(state.step, weights, seconds / (state.step - start) if state.step > start else math.nan)
+
+
+def train_step(
+    model: nn.Module, task: Task, state: State, recipe: Recipe, accelerator: Accelerator
+) -> dict[str, float]:
+    """One optimiser step; returns its figures. Raises TrainingError before moving on a loss that is not
+    finite.
+    """
+    draw = state.step * accelerator.num_processes + accelerator.process_index
+    seed = _seed(recipe.seed, draw)
+    torch.manual_seed(seed)  # dropout
+    lr = learning_rate(recipe, state.step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+
+    loss, figures = task.loss(model, draw, torch.Generator().manual_seed(seed))
+    mean_loss = accelerator.reduce(loss.detach(), "mean").item()
+    if not math.isfinite(mean_loss):
+        raise TrainingError(_not_finite("loss", mean_loss, state.step, task.describe(draw)))
+    accelerator.backward(loss)
+    norm = float(accelerator.clip_grad_norm_(list(state.params.values()), recipe.clip_norm))
+    if accelerator.scaler is None and not math.isfinite(norm):  # a scaler (fp16) skips such steps by itself
+        raise TrainingError(_not_finite("gradient norm", norm, state.step, task.describe(draw)))
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.ema:
+        _average(state, recipe)
+    state.step += 1
+    return {"loss": mean_loss, "grad_norm": norm, "lr": lr, **figures}
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Learning rate of step number `step` (from 0): warm-up, plateau, cool-down. A run is prolonged from its
+    plateau.
+    """
+    warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
+    left = min(1.0, (recipe.steps - step) / max(1.0, recipe.cooldown * recipe.steps))
+    return recipe.lr * warmup * (0.05 + 0.95 * left if recipe.cooldown else 1.0)
+
+
+def select_trainable(model: nn.Module, parts: tuple[str, ...]) -> list[str]:
+    """Let parameters whose names contain one of `parts` train, freeze the others; ("all",) trains everything.
+
+    Returns the names. Raises TrainingError when a part matches nothing, or when it picks a normalisation:
+    those stay frozen unless everything trains (METHOD sections 4 and 5). torch 2.13 on CPU crashes in
+    GroupNorm's backward when its weight trains while its channels-last input needs no gradient, which is so
+    after frozen first convolutions.
+    """
+    everything = parts == ("all",)
+    chosen = [
+        name for name, _ in model.named_parameters() if everything or any(part in name for part in parts)
+    ]
+    for part in () if everything else parts:
+        if not any(part in name for name in chosen):
+            raise TrainingError(f"trainable part {part!r} matches no parameter of {type(model).__name__}")
+    norms = {
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm)
+    }
+    if not everything and (
+        wrong := [name for name in chosen if any(name.startswith(norm) for norm in norms)]
+    ):
+        raise TrainingError(f"normalisations stay frozen unless all weights train, but {wrong[0]} was chosen")
+    model.requires_grad_(False)
+    for name, param in model.named_parameters():
+        param.requires_grad_(name in set(chosen))
+    return chosen
+
+
+# Checkpoints
+
+
+def _open_run(
+    path: Path, state: State, recipe: Recipe, identity: dict[str, str], accelerator: Accelerator, resume: bool
+) -> None:
+    if not path.exists():
+        return
+    if not resume:
+        raise TrainingError(
+            f"{path.parent} holds a run already: add --resume to go on, or choose another --run"
+        )
+    metadata = read_metadata(path)
+    _check_same_run(path, metadata, recipe, identity)
+    _restore(state, load_tensors(path), int(metadata["step"]))
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(json.loads(metadata["scaler"]))
+
+
+def _check_same_run(path: Path, metadata: dict[str, str], recipe: Recipe, identity: dict[str, str]) -> None:
+    then, now = json.loads(metadata["recipe"]), json.loads(_to_json(recipe))
+    changed = [f"{k}: {then.get(k)} -> {now.get(k)}" for k in sorted(then | now) if then.get(k) != now.get(k)]
+    changed = [text for text in changed if text.split(":")[0] not in FREE_FIELDS]
+    changed += [f"{k}: {metadata.get(k)} -> {v}" for k, v in identity.items() if metadata.get(k) != v]
+    if changed:
+        raise TrainingError(f"{path} is another run; it cannot go on with {'; '.join(changed)}")
+
+
+def _restore(state: State, tensors: dict[str, Tensor], step: int) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    with torch.no_grad():
+        for index, (name, param) in enumerate(state.params.items()):
+            param.copy_(tensors[f"model/{name}"])
+            keys = ("exp_avg", "exp_avg_sq", "step")
+            moments[index] = {key: tensors[f"{key}/{name}"] for key in keys}
+            if state.ema:
+                state.ema[name].copy_(tensors[f"ema/{name}"])
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.step = step
+
+
+def _save(
+    path: Path, state: State, recipe: Recipe, identity: dict[str, str], accelerator: Accelerator
+) -> None:
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+    tensors = {f"model/{name}": param.detach() for name, param in state.params.items()}
+    tensors |= {f"ema/{name}": tensor for name, tensor in state.ema.items()}
+    moments = state.optimizer.state_dict()["state"]
+    for index, name in enumerate(state.params):
+        tensors |= {f"{key}/{name}": tensor for key, tensor in moments[index].items()}
+    scaler = json.dumps(accelerator.scaler.state_dict()) if accelerator.scaler is not None else "{}"
+    metadata = {"step": str(state.step), "recipe": _to_json(recipe), "scaler": scaler, **identity}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def _to_json(recipe: Recipe) -> str:
+    return json.dumps(dataclasses.asdict(recipe))
+
+
+# Small parts
+
+
+def _seed(seed: int, draw: int) -> int:
+    return int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])
+
+
+def _not_finite(what: str, value: float, step: int, batch: str) -> str:
+    return f"{what} is {value} at step {step}, batch {batch}; the weights are those of the step before"
+
+
+def _any(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether `flag` is set in any process: all of them have to stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
+
+
+def _average(state: State, recipe: Recipe) -> None:
+    decay = min(recipe.ema or 0.0, (1 + state.step) / (10 + state.step))  # forgets the first steps sooner
+    torch._foreach_lerp_(list(state.ema.values()), [p.detach() for p in state.params.values()], 1 - decay)
+
+
+@contextlib.contextmanager
+def _averaged(state: State) -> Iterator[None]:
+    """The moving average in place of the weights, without copying either."""
+
+    def swap() -> None:
+        for name, average in state.ema.items():
+            param = state.params[name]
+            param.data, state.ema[name] = average, param.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that fills on the first SIGTERM or Ctrl-C; a second one acts at once, as usual."""
+    caught: list[int] = []
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """A progress bar with seconds per step and loss, and TensorBoard scalars (means of `log_every` steps)."""
+
+    def __init__(self, folder: Path, recipe: Recipe, start: int, main: bool):
+        self.every, self.main = recipe.log_every, main
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1) if main else None
+        quiet = 0.5 if sys.stderr.isatty() else 30.0
+        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(
+            total=recipe.steps,
+            initial=start,
+            mininterval=quiet,
+            disable=not main,
+            bar_format=layout,
+            desc="train",
+        )
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        self.bar.update()
+        if step % self.every == 0:
+            means = {name: value / self.count for name, value in self.sums.items()}
+            self.bar.set_postfix_str(
+                f"loss {means['loss']:.4f}, {means['seconds']:.2f} s/step", refresh=False
+            )
+            self.scalars("train", means, step)
+            self.sums, self.count = {}, 0
+
+    def scalars(self, group: str, figures: dict[str, float], step: int) -> None:
+        if self.writer is None:
+            return
+        for name, value in figures.items():
+            self.writer.add_scalar(f"{group}/{name}", value, step)
+        if group == "eval":
+            self.bar.write(
+                f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()), file=sys.stderr
+            )
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,315 @@
+"""Stage 1, motion: teach the video UNet how one kind of thing moves, from a handful of clips.
+
+    python -m training.motion --model tiny --category horse --clips horses --out horse.safetensors
+    python -m training.motion --model tiny --category horse --clips horses --out horse.safetensors --resume
+    python -m training.motion --model sd14 --category horse --clips horses --out horse.safetensors \\
+        --set noising=ddim_inversion
+    python -m training.motion --model tiny --recipe tiny_base --base unet2d --clips store --out base
+
+CLIPS is a folder of videos with captions or a latent store (`training.data` says how either looks). OUT
+receives the trained tensors only, fp16, with their provenance; with `trainable=all` OUT is a folder with the
+whole VideoUNet. Checkpoint, TensorBoard events and sample clips go to `runs/motion/<model>-<category>`.
+SIGTERM or Ctrl-C saves and exits with 0; the same command with `--resume` goes on from there. Several
+processes: `accelerate launch -m training.motion`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from huvidpo import video
+from huvidpo.catalog import PROJECT_ROOT, Catalog, Component, Model, load_catalog
+from huvidpo.checkpoint import save_tensors
+from huvidpo.config import ClipRequest, SamplingOptions
+from huvidpo.errors import HuViDPOError
+from huvidpo.loading import load_video_unet
+from huvidpo.pipeline import VideoPipeline
+from huvidpo.unet import VideoUNet
+from training.data import Clips, embed_texts, fingerprint_tensors, load_clips, rows_for
+from training.inversion import InvertedNoise, invert_clips
+from training.loop import Trained, TrainingError, select_trainable, train
+from training.losses import add_noise, motion_loss, prediction_target
+from training.recipes import MOTION_RECIPES, MotionRecipe, override
+
+EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
+
+
+@dataclass(frozen=True)
+class MotionTask:
+    """Stage 1 for the loop: `training.loop.Task`."""
+
+    clips: Clips
+    texts: dict[str, Tensor]
+    scheduler: DDIMScheduler
+    pipeline: VideoPipeline
+    """Holds the network in training: makes the sample clips."""
+    recipe: MotionRecipe
+    sampling: SamplingOptions
+    """How sample clips are made."""
+    device: torch.device
+    inverted: InvertedNoise | None = None
+
+    def loss(
+        self, model: nn.Module, draw: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch: one timestep per clip, its own noise per frame, frame 0 clean."""
+        rows = self._rows(draw)
+        latents = self._latents(rows)
+        timesteps, noise = self._noise(rows, latents, generator)
+        dropped = torch.rand(len(rows), generator=generator) < self.recipe.text_drop
+        text = self._text(
+            ["" if drop else self.clips.captions[row] for row, drop in zip(rows, dropped, strict=True)]
+        )
+        return self._loss(model, latents, noise, timesteps, text), {}
+
+    def describe(self, draw: int) -> str:
+        return ", ".join(f"row {row} ({self.clips.captions[row]!r})" for row in self._rows(draw))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Mean loss on the evaluation rows at four fixed timesteps with fixed random noise."""
+        generator = torch.Generator().manual_seed(0)
+        total = self.scheduler.config.num_train_timesteps
+        losses = []
+        for start in range(0, len(self.clips.eval_rows), self.recipe.batch_size):
+            rows = self.clips.eval_rows[start : start + self.recipe.batch_size]
+            latents = self._latents(rows)
+            text = self._text([self.clips.captions[row] for row in rows])
+            for level in EVAL_LEVELS:
+                noise = torch.randn(latents.shape, generator=generator).to(self.device)
+                timesteps = torch.full((len(rows),), int(level * total), device=self.device)
+                losses.append(float(self._loss(model, latents, noise, timesteps, text)) * len(rows))
+        return {"loss": sum(losses) / (len(self.clips.eval_rows) * len(EVAL_LEVELS))}
+
+    def sample(self, step: int, folder: Path) -> None:
+        """A clip from the first frame and caption of the first evaluation row, always with the same noise."""
+        row, options = self.clips.eval_rows[:1], self.sampling
+        caption = self.clips.captions[row[0]]
+        ((category, unet),) = self.pipeline.unets.items()
+        requests = [ClipRequest(prompt=caption, category=category, seed=0, options=options)]
+        text = self._text(["", caption] if options.guidance > 1 else [caption])
+        latents = self.pipeline.prepare_latents(requests, self._latents(row)[:, :, 0])
+        denoised = self.pipeline.denoise(requests, latents, unet.project_text(text))
+        (clip,) = self.pipeline.decode(requests, denoised)
+        assert clip is not None, "nothing was cancelled"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"step_{step:06d}.mp4").write_bytes(video.encode(clip, options.fps))
+
+    def _rows(self, draw: int) -> np.ndarray:
+        return rows_for(self.clips.train_rows, draw, self.recipe.batch_size, self.recipe.seed)
+
+    def _latents(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.clips.latents[rows].astype(np.float32)).to(self.device)
+
+    def _text(self, captions: list[str]) -> Tensor:
+        return torch.stack([self.texts[caption] for caption in captions]).to(self.device)
+
+    def _noise(self, rows: np.ndarray, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if self.inverted is None:
+            total = self.scheduler.config.num_train_timesteps
+            timesteps = torch.randint(total, (len(rows),), generator=generator)
+            noise = torch.randn(latents.shape, generator=generator)
+        else:
+            chosen = torch.randint(len(self.inverted.timesteps), (len(rows),), generator=generator)
+            timesteps = self.inverted.timesteps[chosen]
+            noise = torch.from_numpy(self.inverted.noise[rows, chosen.numpy()].astype(np.float32))
+        return timesteps.to(self.device), noise.to(self.device)
+
+    def _loss(
+        self, model: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor
+    ) -> Tensor:
+        noisy = add_noise(self.scheduler, latents, noise, timesteps)
+        target = prediction_target(self.scheduler, latents, noise, timesteps)
+        return motion_loss(model(noisy, timesteps, text), target)
+
+
+def run(
+    recipe: MotionRecipe,
+    model: Model,
+    name: str,
+    clips: Path,
+    folder: Path,
+    *,
+    base: Path | None,
+    resume: bool,
+) -> tuple[Trained, VideoUNet, dict[str, str]]:
+    """Train `model`'s video UNet (or the one in folder `base`) on `clips`; the run is kept in `folder`.
+
+    Returns where the run stands, the network and its provenance. `name` says what is learnt. Raises
+    TrainingError (see `training.loop.train`), ClipsError and CheckpointError.
+    """
+    accelerator = start_accelerate(recipe)
+    source = Component(str(base)) if base else model.video_unet
+    unet = load_video_unet(source, torch.float32).to(accelerator.device, memory_format=torch.channels_last)
+    base_hash = fingerprint_tensors(unet.state_dict())
+    task = build_task(recipe, model, unet, clips, folder.parent / "cache", accelerator)
+    select_trainable(unet, recipe.trainable)
+    unet.train()
+    if recipe.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    identity = {"base": base_hash, "clips": task.clips.fingerprint}
+    trained = train(unet, task, recipe, folder, accelerator=accelerator, identity=identity, resume=resume)
+    provenance = {
+        "stage": "motion",
+        "model": model.name,
+        "category": name,
+        "steps": str(trained.step),
+        "commit": commit(),
+        "recipe": json.dumps(dataclasses.asdict(recipe)),
+        **identity,
+    }
+    return trained, unet, provenance
+
+
+def start_accelerate(recipe: MotionRecipe) -> Accelerator:
+    """Raises TrainingError for fp16 without a GPU."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise TrainingError("precision fp16 needs a GPU; on a CPU use --set precision=bf16 (or fp32)")
+    return Accelerator(mixed_precision="no" if recipe.precision == "fp32" else recipe.precision)
+
+
+def build_task(
+    recipe: MotionRecipe, model: Model, unet: VideoUNet, folder: Path, cache: Path, accelerator: Accelerator
+) -> MotionTask:
+    """Clips, text embeddings and, for `ddim_inversion`, inverted noise: made once, before the first step.
+
+    `unet` is still the frozen base; its inversion depends on it.
+    """
+    device = accelerator.device
+    vae = _load(AutoencoderKL, model.video_vae).to(device).eval()
+    text_encoder = _load(CLIPTextModel, model.video_text_encoder).to(device).eval()
+    tokenizer = _load(CLIPTokenizer, model.video_tokenizer)
+    scheduler = _load(DDIMScheduler, model.video_scheduler)
+    inverted = None
+    with accelerator.main_process_first():  # the others find what it cached
+        clips = load_clips(folder, vae, recipe, cache)
+        texts = embed_texts(clips.captions, tokenizer, text_encoder)
+        if recipe.noising == "ddim_inversion":
+            with accelerator.autocast():
+                inverted = invert_clips(unet, scheduler, clips, texts, recipe.inversion_steps, cache, device)
+    pipeline = VideoPipeline(
+        {"": unet}, vae, text_encoder, tokenizer, dict(scheduler.config), Catalog({}, {}, {})
+    )
+    sampling = model.defaults.replace(
+        frames=recipe.frames, height=recipe.height, width=recipe.width, steps=recipe.sample_steps
+    )
+    return MotionTask(clips, texts, scheduler, pipeline, recipe, sampling, device, inverted)
+
+
+def write_weights(file: Path, weights: dict[str, Tensor], provenance: dict[str, str]) -> None:
+    """The trained tensors alone, fp16: what `huvidpo.checkpoint.with_weights` puts into a base."""
+    save_tensors(file, {name: tensor.half().cpu() for name, tensor in weights.items()}, provenance)
+
+
+def write_base(folder: Path, unet: VideoUNet, weights: dict[str, Tensor], provenance: dict[str, str]) -> None:
+    """The whole VideoUNet with `weights`, fp16, and `training.json`; an older folder is replaced last."""
+    unet.load_state_dict(weights, strict=False)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    unet.half().to(memory_format=torch.contiguous_format).save_pretrained(part)
+    (part / "training.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def commit() -> str:
+    """The project's git commit, `-dirty` when files differ from it; `unknown` outside a checkout."""
+    command = [
+        "git",
+        "-C",
+        str(PROJECT_ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _load(kind: Any, source: Component) -> Any:
+    return kind.from_pretrained(source.location, subfolder=source.subfolder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    try:
+        return _main(args)
+    except HuViDPOError as error:
+        print(f"training.motion: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(args: argparse.Namespace) -> int:
+    catalog = load_catalog()
+    model = catalog.model(args.model)
+    recipe = MOTION_RECIPES[args.recipe or ("tiny_motion" if args.model == "tiny" else "lamp_sd14")]()
+    steps = [f"steps={args.steps}"] if args.steps is not None else []
+    recipe = override(recipe, args.set + steps)
+    whole = recipe.trainable == ("all",)
+    if args.category is None and not whole:
+        raise TrainingError(f"--category is missing; known: {', '.join(catalog.categories)}")
+    name = catalog.category(args.category).name if args.category else "base"
+    folder = args.run or PROJECT_ROOT / "runs" / "motion" / f"{model.name}-{name}"
+
+    trained, unet, provenance = run(
+        recipe, model, name, args.clips, folder, base=args.base, resume=args.resume
+    )
+    if trained.step < recipe.steps:
+        print(f"stopped and saved at step {trained.step} of {recipe.steps}; go on with --resume")
+        return 0
+    if Accelerator().is_main_process:
+        if whole:
+            write_base(args.out, unet, trained.weights, provenance)
+        else:
+            write_weights(args.out, trained.weights, provenance)
+        print(f"{args.out}: {trained.step} steps, {trained.seconds_per_step:.2f} s/step")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.motion",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a model of the catalog: tiny, sd14, ...")
+    parser.add_argument(
+        "--category", help="a category of the catalog; may be left out when all weights train"
+    )
+    parser.add_argument(
+        "--clips", required=True, type=Path, help="folder of videos and captions, or a latent store"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, help="file (folder when all weights train) to write"
+    )
+    parser.add_argument(
+        "--recipe", choices=sorted(MOTION_RECIPES), help="default: tiny_motion for tiny, else lamp_sd14"
+    )
+    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
+    )
+    parser.add_argument("--base", type=Path, help="folder of the UNet to start from (2D ones are inflated)")
+    parser.add_argument("--run", type=Path, help="folder of the run; default: runs/motion/<model>-<category>")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run, or start it if there is none"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
