@@ -5,10 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export BENTOML_DO_NOT_TRACK = True
 
-.PHONY: help serve test check format bench tiny lock
+.PHONY: help setup serve train test check format bench tiny lock
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: $(VENV)/serve.done  ## set up what the service needs
+
+train: $(VENV)/dev.done  ## set up what training needs
 
 serve: $(VENV)/serve.done  ## set up and serve on port 3000
 	$(BIN)/bentoml serve --port 3000
