@@ -1,0 +1,138 @@
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+
+from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
+from huvidpo.unet import VideoUNet
+from training.inversion import invert_clips
+from training.motion import main
+from training.recipes import LAMP_TRAINABLE
+
+SMALL = [
+    "frames=4",
+    "height=32",
+    "width=32",
+    "batch_size=2",
+    "save_every=2",
+    "sample_every=0",
+    "precision=fp32",
+]
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for seed, caption in enumerate(("a horse runs", "a white horse runs on mars")):
+        write_clip(folder / f"{seed}.mp4", seed)
+        (folder / f"{seed}.txt").write_text(caption)
+    return folder
+
+
+def arguments(clips: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> list[str]:
+    fields = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+    return [
+        "--model", "tiny", "--category", "horse", "--clips", str(clips), "--out", str(out),
+        "--run", str(out.parent / "run"), *fields, *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("noising", ["forward", "ddim_inversion"])
+def test_both_noising_modes_lower_the_loss(make_task, recipe, tmp_path, noising):
+    """On one clip, over the same few draws of timesteps and noise."""
+    recipe = dataclasses.replace(recipe, noising=noising, batch_size=4, text_drop=0.0)
+    unet, task = make_task(recipe)
+    task = dataclasses.replace(task, clips=dataclasses.replace(task.clips, train_rows=np.arange(1)))
+    if noising == "ddim_inversion":
+        args = (unet, task.scheduler, task.clips, task.texts, 4, tmp_path, task.device)
+        task = dataclasses.replace(task, inverted=invert_clips(*args))
+        assert task.inverted.noise.shape == (3, 4, 8, 4, 8, 8)
+        assert np.array_equal(invert_clips(*args).noise, task.inverted.noise)
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for step in range(25):
+        loss, _ = task.loss(unet, 0, torch.Generator().manual_seed(step % 5))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.93 * sum(losses[:5])
+
+
+def test_command_trains_a_category(tiny_family, clips, tmp_path, capsys):
+    out = tmp_path / "horse.safetensors"
+    assert main(arguments(clips, out, "--steps", "2", settings=("sample_every=2",))) == 0
+    tensors, metadata = load_tensors(out), read_metadata(out)
+    base = VideoUNet.from_pretrained(tiny_family / "video" / "unet")
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    assert set(tensors) == {n for n in base.state_dict() if any(part in n for part in LAMP_TRAINABLE)}
+    assert (metadata["category"], metadata["model"], metadata["steps"]) == ("horse", "tiny", "2")
+    assert json.loads(metadata["recipe"])["frames"] == 4
+    assert {"base", "clips", "commit"} <= metadata.keys()
+    with_weights(base, tensors)
+    assert (tmp_path / "run" / "samples" / "step_000002.mp4").stat().st_size > 0
+    assert "s/step" in capsys.readouterr().out
+
+    assert main(arguments(clips, out, "--steps", "2")) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments(clips, out, "--steps", "3", "--resume")) == 0
+    assert read_metadata(out)["steps"] == "3"
+
+
+def test_command_pre_trains_a_base_from_a_store(tiny_family, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    np.save(
+        store / "latents.npy", np.random.default_rng(0).standard_normal((4, 8, 4, 8, 8)).astype(np.float16)
+    )
+    (store / "captions.json").write_text(json.dumps(["a horse runs", "rain", "rain falls", "birds fly"]))
+    out = tmp_path / "base"
+    start = tiny_family / "first_frame_2d"
+    VideoUNet.from_pretrained(tiny_family / "video" / "unet").save_pretrained(start)
+    more = ("--recipe", "tiny_base", "--steps", "2", "--base", str(start))
+    assert (
+        main(arguments(store, out, *more, settings=("holdout=1", "warmup_steps=0", "lr=0.05", "ema=none")))
+        == 0
+    )
+    trained = VideoUNet.from_pretrained(out)
+    before = VideoUNet.from_pretrained(start).state_dict()
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+    assert json.loads((out / "training.json").read_text())["steps"] == "2"
+
+
+def test_mistakes_exit_with_2_and_one_line(tiny_family, clips, tmp_path, capsys):
+    out = tmp_path / "horse.safetensors"
+    for wrong, message in {
+        ("--set", "lr=fast"): "'fast'",
+        ("--set", "precision=fp16"): "needs a GPU",
+        ("--category", "dragon"): "known: waterfall",
+        ("--clips", str(tmp_path / "none")): "is not a folder",
+    }.items():
+        assert main(arguments(clips, out, *wrong)) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_sigterm_saves_and_exits_with_0(tiny_family, clips, tmp_path, capsys):
+    """A run far too long to finish, stopped by the signal once it has saved."""
+    out, checkpoint = tmp_path / "horse.safetensors", tmp_path / "run" / "checkpoint.safetensors"
+
+    def stop() -> None:
+        while not checkpoint.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(arguments(clips, out, "--steps", "100000")) == 0
+    assert "stopped and saved at step" in capsys.readouterr().out
+    assert int(read_metadata(checkpoint)["step"]) >= 2
+    assert not out.exists()

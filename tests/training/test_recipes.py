@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from huvidpo.unet import VideoUNet
+from training.loop import select_trainable
+from training.recipes import MOTION_RECIPES, RecipeError, lamp_sd14, override, tiny_base, tiny_motion
+
+
+@pytest.mark.parametrize("make", MOTION_RECIPES.values())
+def test_every_named_recipe_is_valid(make):
+    assert make().steps > 0
+
+
+def test_lamp_sd14_is_the_papers():
+    recipe = lamp_sd14()
+    assert (recipe.lr, recipe.weight_decay, recipe.clip_norm, recipe.batch_size) == (3e-5, 1e-2, 1.0, 1)
+    assert (recipe.steps, recipe.frames, recipe.height, recipe.width) == (25_000, 16, 320, 512)
+    assert recipe.precision == "fp16"
+    assert recipe.gradient_checkpointing
+    assert recipe.flip
+
+
+def test_trainable_parameters_at_sd14_size():
+    with torch.device("meta"):
+        unet = VideoUNet()
+    select_trainable(unet, lamp_sd14().trainable)
+    assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == 253_935_834  # METHOD section 4
+
+
+def test_override_reads_every_kind_of_field():
+    recipe = override(
+        tiny_motion(),
+        [
+            "lr=1e-4",
+            "steps=7",
+            "flip=false",
+            "ema=none",
+            "trainable=conv1d,attn_temp",
+            "noising=ddim_inversion",
+        ],
+    )
+    assert (recipe.lr, recipe.steps, recipe.flip, recipe.ema) == (1e-4, 7, False, None)
+    assert recipe.trainable == ("conv1d", "attn_temp")
+    assert recipe.noising == "ddim_inversion"
+    assert override(recipe, ["ema=0.9", "sample_steps=5"]).sample_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("lr", "NAME=VALUE"),
+        ("speed=1", "one of"),
+        ("steps=many", "'many'"),
+        ("steps=0", "at least 1"),
+        ("flip=maybe", "'maybe'"),
+        ("precision=int8", "fp32, bf16, fp16"),
+        ("noising=pink", "forward, ddim_inversion"),
+        ("frames=1", "at least 2"),
+        ("text_drop=1", "below 1"),
+        ("ema=2", "between 0 and 1"),
+        ("cooldown=3", "0 to 1"),
+        ("trainable=", "name parts"),
+    ],
+)
+def test_override_refuses_what_cannot_run(assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        override(tiny_base(), [assignment])
