@@ -77,6 +77,8 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     if format not in FORMATS:
         raise InvalidRequest(f"format: got {format!r}, allowed: {', '.join(FORMATS)}", "format")
     out = args.out or Path(f"clip.{format}")
+    if not out.parent.is_dir():
+        raise InvalidRequest(f"out: there is no folder {out.parent}, make it first", "out")
     print(f"seed {request.seed}", flush=True)
     first_frame = read_image(args.first_frame) if args.first_frame else _first_frame(args.model, request)
 

@@ -9,8 +9,9 @@ IMAGES_AT_ONCE = 8  # images that pass the VAE together: bounds its memory
 
 
 def to_latents(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 3] -> normalised latents [N, C, h, w] float32: the mode of the posterior, so nothing
-    is drawn.
+    """uint8 [N, H, W, 3] -> normalised latents [N, C, h, w] float32.
+
+    The mode of the posterior: nothing is drawn.
     """
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1
     chunks = pixels.split(IMAGES_AT_ONCE)
@@ -28,9 +29,7 @@ def from_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
 
 
 def _latent_moments(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
-    """Mean and std [C or 1, 1, 1] of the VAE's latents, as its config gives them: per channel, or one
-    scaling factor.
-    """
+    """Mean and std [C or 1, 1, 1] of the VAE's latents, from its config."""
     config = vae.config
     mean = torch.tensor(config.latents_mean or [0.0], device=vae.device).view(-1, 1, 1)
     std = torch.tensor(config.latents_std or [1.0], device=vae.device).view(-1, 1, 1)

@@ -1,13 +1,15 @@
 """The parts of a catalog model, read from disk or hub onto a device."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from huvidpo.catalog import Component
+from huvidpo.catalog import Component, Model
 from huvidpo.checkpoint import load_lamp, load_tensors, with_weights
+from huvidpo.errors import CheckpointError
 from huvidpo.unet import VideoUNet
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,17 @@ def device_and_dtype(
     return device, dtype or (torch.float16 if device.type == "cuda" else torch.float32)
 
 
+def check_present(model: Model) -> None:
+    """Raises CheckpointError for a local part of `model` that is not there: the hub would be asked for it."""
+    parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    for name, part in parts.items():
+        if not isinstance(part, Component) or not Path(part.location).is_absolute():
+            continue
+        folder = Path(part.location) / part.subfolder
+        if not folder.is_dir():
+            raise CheckpointError(f"model {model.name!r}: its {name} is missing, there is no folder {folder}")
+
+
 def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
     """SDXL's VAE overflows in float16: one that says `force_upcast` stays in float32."""
     vae = AutoencoderKL.from_pretrained(source.location, subfolder=source.subfolder)
@@ -27,9 +40,7 @@ def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> Aut
 
 
 def load_video_unet(source: Component, dtype: torch.dtype) -> VideoUNet:
-    """A VideoUNet, a UNet2DConditionModel (inflated) or a checkpoint in LAMP's layout, told apart by its
-    config.
-    """
+    """A VideoUNet, a UNet2DConditionModel (inflated) or a LAMP checkpoint: the config says which."""
     kind = VideoUNet.load_config(source.location, subfolder=source.subfolder).get("_class_name")
     if kind == "UNet3DConditionModel":
         return VideoUNet.from_lamp(Path(source.location) / source.subfolder).to(dtype)
@@ -40,9 +51,7 @@ def load_video_unet(source: Component, dtype: torch.dtype) -> VideoUNet:
 
 
 def load_category(base: VideoUNet, weights: Path) -> VideoUNet:
-    """`base` with a category's weights, a file of tensors or a folder in LAMP's layout; `base` itself if
-    there are none.
-    """
+    """`base` with a category's weights, a file or a folder in LAMP's layout; `base` if there are none."""
     if not weights.exists():
         logger.warning("no weights at %s: the base model is used", weights)
         return base

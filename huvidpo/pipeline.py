@@ -20,7 +20,7 @@ from huvidpo.catalog import Catalog, Component, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
-from huvidpo.loading import device_and_dtype, load_category, load_vae, load_video_unet
+from huvidpo.loading import check_present, device_and_dtype, load_category, load_vae, load_video_unet
 from huvidpo.schedule import (
     Denoiser,
     StepCallback,
@@ -49,11 +49,13 @@ class FirstFramePipeline:
     def from_catalog(
         cls, model: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "FirstFramePipeline":
-        """Load a model of the catalog, by default on CUDA in float16 if present, else on the CPU in
-        float32.
+        """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
+
+        Raises InvalidRequest for an unknown name, CheckpointError for a local part that is not there.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
+        check_present(entry)
         device, dtype = device_and_dtype(device, dtype)
         parts: dict[str, Any] = {"vae": load_vae(Component(entry.first_frame.location, "vae"), device, dtype)}
         if entry.first_frame_unet:
@@ -79,8 +81,8 @@ class FirstFramePipeline:
     ) -> list[np.ndarray | None]:
         """One uint8 [H, W, 3] image per request of `first_frame_size`, None for those dropped by `on_step`.
 
-        `on_step` gets latents [B, C, h, w]. Raises InvalidRequest (see `check_inputs`), Cancelled when all
-        are dropped.
+        `on_step` gets latents [B, C, h, w]. Raises InvalidRequest (see `check_inputs`), and Cancelled when
+        all are dropped.
         """
         self.check_inputs(requests)
         embeddings = self.encode_prompt(requests)
@@ -88,8 +90,7 @@ class FirstFramePipeline:
         return self.decode(self.denoise(requests, latents, embeddings, on_step))
 
     def check_inputs(self, requests: Sequence[ClipRequest]) -> None:
-        """Raises InvalidRequest for an unknown category or style and for text beyond the text encoders'
-        context.
+        """Raises InvalidRequest for an unknown category or style, and for text beyond the encoders' context.
 
         Requests that cannot share a batch are a ValueError.
         """
@@ -100,9 +101,7 @@ class FirstFramePipeline:
                 _check_length(tokenizer, request, self.catalog)
 
     def encode_prompt(self, requests: Sequence[ClipRequest]) -> dict[str, Tensor]:
-        """The embeddings the SDXL pipeline takes, by its argument names; without guidance the negative ones
-        are absent.
-        """
+        """The SDXL pipeline's embeddings, by its argument names; no negative ones without guidance."""
         guided = requests[0].options.first_frame_guidance > 1
         names = [
             "prompt_embeds",
@@ -139,9 +138,7 @@ class FirstFramePipeline:
         embeddings: dict[str, Tensor],
         on_step: StepCallback | None = None,
     ) -> list[Tensor | None]:
-        """Clean latents [C, h, w] per request, None for dropped ones. Raises Cancelled when all are
-        dropped.
-        """
+        """Clean latents [C, h, w] per request, None for those dropped. Cancelled when all are dropped."""
         options = requests[0].options
         rows = list(range(len(requests)))
 
@@ -221,14 +218,14 @@ class VideoPipeline:
         dtype: torch.dtype | None = None,
         categories: Sequence[str] | None = None,
     ) -> "VideoPipeline":
-        """Load a model of the catalog with `categories` (default: all), whose UNets share what they do not
-        change.
+        """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
-        By default on CUDA in float16 if present, else on the CPU in float32. A category without weights uses
-        the base model, with a warning.
+        `categories` (default: all) share the tensors they do not change; one without weights uses the base
+        model, with a warning. Raises InvalidRequest for an unknown name, CheckpointError for a missing part.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
+        check_present(entry)
         device, dtype = device_and_dtype(device, dtype)
         base = load_video_unet(entry.video_unet, dtype).to(device).eval()
         chosen = [catalog.category(name) for name in categories or catalog.categories]
@@ -262,9 +259,9 @@ class VideoPipeline:
     ) -> list[np.ndarray | None]:
         """One uint8 [F, H, W, 3] clip per request, None for those dropped by `on_step`.
 
-        `first_frames`: uint8 [any height, any width, 3], cropped to the clip's aspect and resized. `on_step`
-        gets latents [B, C, F, h, w]. Raises InvalidRequest (see `check_inputs`), Cancelled when all are
-        dropped.
+        `first_frames`: uint8 [any height, any width, 3], cropped to the clip's aspect and resized.
+        `on_step` gets latents [B, C, F, h, w]. Raises InvalidRequest (see `check_inputs`), and Cancelled when
+        all are dropped.
         """
         self.check_inputs(requests, first_frames)
         text_kv = self.encode_prompt(requests)
@@ -288,9 +285,7 @@ class VideoPipeline:
             _check_image(image)
 
     def encode_prompt(self, requests: Sequence[ClipRequest]) -> list[KeysValues]:
-        """Keys and values of every text attention of the UNet: [2B, ...], negative prompts first, [B, ...]
-        unguided.
-        """
+        """Keys and values of every text attention: [2B, ...], negative prompts first; [B, ...] unguided."""
         unet = self.unets[requests[0].category]
         prompts = [_full_prompt(request, self.catalog) for request in requests]
         if requests[0].options.guidance > 1:
@@ -328,9 +323,7 @@ class VideoPipeline:
         text_kv: Sequence[KeysValues],
         on_step: StepCallback | None = None,
     ) -> list[Tensor | None]:
-        """Clean latents [C, F, h, w] per request, None for dropped ones. Raises Cancelled when all are
-        dropped.
-        """
+        """Clean latents [C, F, h, w] per request, None for those dropped. Cancelled when all are dropped."""
         options = requests[0].options
         scheduler = make_scheduler(self.scheduler_config, options.sampler, options.steps)
         out, rows = sample(
@@ -345,9 +338,7 @@ class VideoPipeline:
     def decode(
         self, requests: Sequence[ClipRequest], latents: Sequence[Tensor | None]
     ) -> list[np.ndarray | None]:
-        """Latents [C, F, h, w] -> uint8 [F, H, W, 3], colours matched to frame 0 under the `lamp`
-        corrections.
-        """
+        """Latents [C, F, h, w] -> uint8 [F, H, W, 3]; `lamp` corrections match the colours to frame 0."""
         clips = [None if x is None else from_latents(self.vae, x.transpose(0, 1)) for x in latents]
         if requests[0].options.corrections == "lamp":
             clips = [None if clip is None else match_histogram(clip) for clip in clips]

@@ -27,8 +27,7 @@ SETTLE_FRACTION = 0.6
 
 
 def make_scheduler(config: dict[str, Any], sampler: str, steps: int) -> Any:
-    """A fresh scheduler with its timesteps set (on the CPU: the schedule is read there), from the model's
-    config.
+    """A fresh scheduler from the model's config, with its timesteps set, on the CPU as its tables are.
 
     "ddim": Denoising Diffusion Implicit Models (arXiv 2010.02502), eta 0. "dpm++": DPM-Solver++ 2M (arXiv
     2211.01095). Prediction type, betas, zero terminal SNR and timestep spacing are those of the config.
@@ -46,8 +45,7 @@ def make_scheduler(config: dict[str, Any], sampler: str, steps: int) -> Any:
 def mix_noise(noise: Tensor, share: float) -> Tensor:
     """Frames 1.. become share * noise of frame 0 + (1 - share) * their own; frame 0 keeps its own.
 
-    LAMP's shared noise, share 0.2. Its std is sqrt(0.2^2 + 0.8^2) = 0.825, not 1: kept, the original samples
-    so.
+    LAMP's shared noise, share 0.2. Its std is sqrt(0.2^2 + 0.8^2) = 0.825, as in the original.
     """
     first, rest = noise[:, :, :1], noise[:, :, 1:]
     return torch.cat([first, share * first + (1 - share) * rest], dim=2)

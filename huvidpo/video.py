@@ -73,12 +73,9 @@ def _encode_animation(frames: np.ndarray, fps: float, format: str) -> bytes:
         append_images=images[1:],
         duration=duration,
         loop=0,
-        **_ANIMATION_OPTIONS[format],
+        **({"quality": 90} if format == "webp" else {}),
     )
     return target.getvalue()
-
-
-_ANIMATION_OPTIONS: dict[str, dict] = {"gif": {"optimize": False}, "webp": {"quality": 90}}
 
 
 def decode(
@@ -86,9 +83,9 @@ def decode(
 ) -> tuple[np.ndarray, float]:
     """The frames of any video ffmpeg reads, upright, and their rate in frames per second.
 
-    Frames are taken by time at a constant rate, `fps` or the video's mean rate: each shows what the video
-    showed then, so a variable frame rate plays at its true speed. Decoding stops after `max_frames`. Raises
-    InvalidRequest for what is not a video (ffmpeg reads no animated WebP).
+    Frames are taken by time at a constant rate, `fps` or the video's mean rate: each is what the video showed
+    in the middle of its period, so a variable frame rate plays at its true speed. Decoding stops after
+    `max_frames`. Raises InvalidRequest for what is not a video (ffmpeg reads no animated WebP).
     """
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:

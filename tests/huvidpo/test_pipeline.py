@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from family import SIZE, build_random_family
+from reference import needs_reference, reference
 from torch import Tensor
 
-from huvidpo.catalog import load_catalog
-from huvidpo.checkpoint import load_tensors
+from huvidpo.catalog import Component, load_catalog
+from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.config import ClipRequest
-from huvidpo.errors import Cancelled, InvalidRequest
+from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 from huvidpo.latents import from_latents, to_latents
-from huvidpo.loading import load_video_unet
+from huvidpo.loading import load_category, load_video_unet
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import VideoUNet
 
@@ -391,6 +393,44 @@ def test_dpo_unet_replaces_the_first_frame_pipelines(
     monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
     first = FirstFramePipeline.from_catalog("tiny")
     assert torch.equal(first.pipe.unet.conv_out.bias, unet.conv_out.bias)
+
+
+def test_float16_files_run_in_float32_on_a_cpu(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights ship as float16."""
+    copy = shutil.copytree(family, tmp_path / "half")
+    for path in copy.rglob("*.safetensors"):
+        half = {name: x.half() if x.is_floating_point() else x for name, x in load_tensors(path).items()}
+        save_tensors(path, half, read_metadata(path))
+    toml = (copy / "catalog/random.toml").read_text()
+    (copy / "catalog/random.toml").write_text(toml.replace(family.as_posix(), copy.as_posix()))
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(copy / "catalog"))
+    first, video = FirstFramePipeline.from_catalog("tiny", device="cpu"), VideoPipeline.from_catalog("tiny")
+    pipe = first.pipe
+    modules = [pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, video.vae, video.text_encoder]
+    for module in [*modules, *video.unets.values()]:
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert video([request()], first([request()]))[0].shape == (4, SIZE, SIZE, 3)
+
+
+def test_missing_model_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Path) -> None:
+    toml = (family / "catalog/random.toml").read_text()
+    (tmp_path / "random.toml").write_text(toml.replace(f"{family.as_posix()}/video", f"{tmp_path}/nowhere"))
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
+    for pipeline in (FirstFramePipeline, VideoPipeline):
+        with pytest.raises(
+            CheckpointError, match=r"video_unet is missing, there is no folder .*nowhere/unet"
+        ):
+            pipeline.from_catalog("tiny")
+
+
+@needs_reference
+def test_lamp_checkpoints_serve_as_model_and_as_category() -> None:
+    unet = load_video_unet(Component(str(reference("lamp", "tiny")), "unet"), torch.float32)
+    base = VideoUNet.from_config(unet.config)
+    category = load_category(base, reference("lamp", "tiny"))
+    assert all(torch.equal(x, unet.state_dict()[name]) for name, x in category.state_dict().items())
 
 
 def test_image_unet_is_inflated_on_load(
