@@ -68,7 +68,7 @@ class _Entry(Generic[J, R]):
 
 
 class Batcher(Generic[J, R]):
-    """`load` makes the model on the compute thread: the process answers, and stops, while weights are read."""
+    """`load` makes the model on the compute thread: the process answers, and stops, while weights load."""
 
     def __init__(self, stage: str, load: Callable[[], Model], *, max_batch: int, queue_size: int):
         self.stage, self.max_batch, self.queue_size = stage, max_batch, queue_size
