@@ -411,8 +411,9 @@ class VideoUNet(ModelMixin, ConfigMixin):
         """Inflate an SD 1.x or 2.x image UNet; keeps its dtype and device, shares no memory with it."""
         image: Any = unet2d  # mypy cannot see the base classes of diffusers' models
         config = video_config(image.config)
-        unet = cls.from_config(config, attention_mode=attention)
-        nn.Module.to(unet, image.device, image.dtype)  # diffusers' own .to warns at every cast
+        with torch.device(image.device):
+            unet = cls.from_config(config, attention_mode=attention)
+        nn.Module.to(unet, image.dtype)  # diffusers' own .to warns at every cast
         tensors = {inflated_name(name): tensor for name, tensor in image.state_dict().items()}
         unet.load_state_dict(unet.state_dict() | tensors)
         return unet

@@ -1,0 +1,206 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from torch import nn
+from unet_configs import TINY
+
+from huvidpo.checkpoint import (
+    changed_tensors,
+    inflated_name,
+    load_huvidpo_lora,
+    load_tensors,
+    read_metadata,
+    save_tensors,
+    with_weights,
+)
+from huvidpo.errors import CheckpointError
+from huvidpo.unet import VideoUNet
+
+QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+LAMP_CONFIG = {
+    "_class_name": "UNet3DConditionModel",
+    "_diffusers_version": "0.11.1",
+    **TINY,
+    "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
+    "mid_block_type": "UNetMidBlock3DCrossAttn",
+    "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
+    "use_temp": True,
+}
+
+
+@pytest.fixture(scope="module")
+def unet() -> VideoUNet:
+    torch.manual_seed(0)
+    return VideoUNet(**TINY).eval()
+
+
+@pytest.fixture
+def lamp_folder(unet: VideoUNet, tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(LAMP_CONFIG))
+    torch.save(unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    return tmp_path
+
+
+def test_tensors_and_metadata_round_trip(tmp_path: Path):
+    file = tmp_path / "new" / "weights.safetensors"
+    tensors = {"a": torch.randn(2, 3).t(), "b": torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)}
+    save_tensors(file, tensors, {"category": "horse"})
+    assert read_metadata(file) == {"category": "horse"}
+    for name, tensor in load_tensors(file).items():
+        assert torch.equal(tensor, tensors[name])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path):
+    file = tmp_path / "weights.safetensors"
+    save_tensors(file, {"a": torch.ones(1)}, {})
+    shared = torch.zeros(4)
+    with pytest.raises(RuntimeError):
+        save_tensors(file, {"a": shared, "b": shared}, {})  # safetensors refuses shared memory
+    assert torch.equal(load_tensors(file)["a"], torch.ones(1))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_pickled_code_is_never_run(tmp_path: Path):
+    file = tmp_path / "weights.bin"
+    torch.save({"a": Path("/")}, file)
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        load_tensors(file)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_missing_and_damaged_files(tmp_path: Path, name: str):
+    with pytest.raises(CheckpointError, match=name):
+        load_tensors(tmp_path / name)
+    (tmp_path / name).write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=name):
+        load_tensors(tmp_path / name)
+    with pytest.raises(CheckpointError, match=name):
+        read_metadata(tmp_path / name)
+
+
+def test_a_file_of_something_else_than_tensors(tmp_path: Path):
+    torch.save({"step": 3}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="flat table of named tensors"):
+        load_tensors(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("conv_in.weight", "conv_in.conv2d.weight"),
+        ("down_blocks.0.resnets.1.conv_shortcut.bias", "down_blocks.0.resnets.1.conv_shortcut.conv2d.bias"),
+        ("up_blocks.0.upsamplers.0.conv.weight", "up_blocks.0.upsamplers.0.conv.conv2d.weight"),
+        ("mid_block.resnets.0.conv1.conv2d.weight", "mid_block.resnets.0.conv1.conv2d.weight"),
+        ("mid_block.resnets.0.conv1.conv1d.weight", "mid_block.resnets.0.conv1.conv1d.weight"),
+        ("conv_norm_out.weight", "conv_norm_out.weight"),
+        (f"base_model.model.{QUERY}", QUERY),
+        (QUERY.replace("to_q", "to_q.base_layer"), QUERY),
+    ],
+)
+def test_rename_table(name: str, ours: str):
+    assert inflated_name(name) == ours
+
+
+def test_every_name_of_the_image_unet_has_a_place(unet: VideoUNet):
+    names = {inflated_name(name) for name in UNet2DConditionModel(**TINY).state_dict()}
+    added = ("conv1d", "conv_gate", "attn_temp", "norm_temp")
+    assert names == {name for name in unet.state_dict() if not any(part in name for part in added)}
+
+
+def test_with_weights_costs_only_its_own_tensors(unet: VideoUNet):
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    tuned = with_weights(unet, {QUERY: torch.ones(32, 32, dtype=torch.float16)})
+    assert isinstance(tuned, VideoUNet)
+    assert tuned.config == unet.config
+    for name, parameter in unet.named_parameters():
+        other = tuned.get_parameter(name)
+        assert (other.data_ptr() == parameter.data_ptr()) == (name != QUERY), name
+        assert other.dtype == parameter.dtype
+    assert torch.equal(tuned.get_parameter(QUERY), torch.ones(32, 32))
+    tuned.to(torch.bfloat16)  # moving the copy leaves the base alone
+    tuned.requires_grad_(False)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in unet.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_changed_tensors_bring_the_tuned_model_back(unet: VideoUNet):
+    weights = {QUERY: torch.ones(32, 32), "conv_in.conv1d.bias": torch.ones(16)}
+    tuned = with_weights(unet, weights)
+    changed = changed_tensors(unet, tuned)
+    assert changed.keys() == weights.keys()
+    assert not changed_tensors(tuned, with_weights(unet, changed))
+    assert not changed_tensors(unet, unet)
+    with pytest.raises(CheckpointError, match="differ in their tensors"):
+        changed_tensors(unet, nn.Linear(2, 2))
+
+
+def test_tensors_that_do_not_fit_are_named(unet: VideoUNet):
+    with pytest.raises(CheckpointError, match=r"1 tensors match nothing in the model: conv_in\.weight"):
+        with_weights(unet, {"conv_in.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"conv_in.conv1d.bias has shape \[3\]; the model has \[16\]"):
+        with_weights(unet, {"conv_in.conv1d.bias": torch.zeros(3)})
+
+
+def test_lamp_checkpoint_in_bin(unet: VideoUNet, lamp_folder: Path):
+    loaded = VideoUNet.from_lamp(lamp_folder, attention="first")
+    assert loaded.config.attention_mode == "first"
+    assert not changed_tensors(unet, loaded)
+
+
+def test_lamp_pipeline_folder(unet: VideoUNet, tmp_path: Path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(LAMP_CONFIG))
+    save_tensors(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", unet.state_dict(), {})
+    assert not changed_tensors(unet, VideoUNet.from_lamp(tmp_path))
+
+
+def test_lamp_loading_is_strict(unet: VideoUNet, lamp_folder: Path):
+    file = lamp_folder / "diffusion_pytorch_model.bin"
+    tensors = unet.state_dict()
+    removed = tensors.pop(QUERY)
+    torch.save(tensors, file)
+    with pytest.raises(CheckpointError, match=f"1 tensors of the model are not in the checkpoint: {QUERY}"):
+        VideoUNet.from_lamp(lamp_folder)
+    torch.save(tensors | {QUERY: removed, "extra": removed}, file)
+    with pytest.raises(CheckpointError, match="match nothing in the model: extra"):
+        VideoUNet.from_lamp(lamp_folder)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"holds no diffusion_pytorch_model"):
+        VideoUNet.from_lamp(lamp_folder)
+    (lamp_folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.json"):
+        VideoUNet.from_lamp(lamp_folder)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_huvidpo_lora_equals_peft(unet: VideoUNet, tmp_path: Path, whole: bool):
+    """`whole`: the file holds the wrapped model's entire state dict, not only the adapter."""
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
+    )
+    wrapped = get_peft_model(with_weights(unet, {}), config).eval()
+    file = tmp_path / "model_weights_epoch_3.pth"
+    torch.save(wrapped.state_dict() if whole else get_peft_model_state_dict(wrapped), file)
+    merged = load_huvidpo_lora(unet, file, alpha=4)
+    inputs = torch.randn(1, 4, 3, 4, 4), 5, torch.randn(1, 5, TINY["cross_attention_dim"])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(*inputs), wrapped(*inputs), atol=1e-5, rtol=1e-4)
+        assert not torch.equal(merged(*inputs), unet(*inputs))
+    assert all("attn" in name for name in changed_tensors(unet, merged))
+
+
+def test_lora_of_another_model_is_refused(unet: VideoUNet, tmp_path: Path):
+    file = tmp_path / "model_weights_epoch_1.pth"
+    half = {f"base_model.model.{QUERY.replace('.weight', '.lora_A.weight')}": torch.zeros(2, 32)}
+    torch.save(half, file)
+    with pytest.raises(CheckpointError, match="misses its A or B half"):
+        load_huvidpo_lora(unet, file)
+    pair = {f"base_model.model.other.to_q.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
+    torch.save(pair, file)
+    with pytest.raises(CheckpointError, match=r"other.to_q.weight matches no layer"):
+        load_huvidpo_lora(unet, file)
