@@ -40,14 +40,24 @@ def slow_on_cpu(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
+# Scores above which, on a CPU, the fused kernel trains faster than plain products that store them.
+MOST_PLAIN_SCORES = 2**22
+
+
 def scaled_dot_product(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over [batch, heads, tokens, D], by the fastest fused kernel."""
-    if queries.requires_grad and slow_on_cpu(queries):
-        # Measured without AMX, backward in bfloat16 against float32: 128 : 93 ms spatial, 32 : 13 temporal.
+    """softmax(q k^T / sqrt(D)) v over [batch, heads, tokens, D], by the fastest kernel for training or
+    inference.
+    """
+    if not (queries.requires_grad and slow_on_cpu(queries)):
+        return F.scaled_dot_product_attention(queries, keys, values)
+    # Tiny family, forward + backward on one core without AMX, ms: fused bfloat16, fused float32, plain:
+    # spatial 117 113 251, spatial at 8x8 23 13 6, temporal 115 17 7, text 18 14 7.
+    if queries.shape[:-1].numel() * keys.shape[-2] > MOST_PLAIN_SCORES:
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float())
         return out.to(queries.dtype)
-    return F.scaled_dot_product_attention(queries, keys, values)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
 
 
 class Attention(nn.Module):
