@@ -1,4 +1,4 @@
-"""Write serve.txt and dev.txt: install the direct dependencies of pyproject.toml in a fresh environment, freeze it.
+"""Write serve.txt and dev.txt: install what pyproject.toml names in a fresh environment and freeze it.
 
 python requirements/lock.py
 """

@@ -1,4 +1,4 @@
-"""Imports go one way: training, export and service use huvidpo and never each other; huvidpo uses none of them."""
+"""Imports go one way: training, export and service use huvidpo; huvidpo uses none of them."""
 
 import ast
 from pathlib import Path

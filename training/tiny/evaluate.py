@@ -85,9 +85,12 @@ def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, 
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over frames of the PSNR in dB; a, b: uint8 [F, H, W, 3]."""
-    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean((1, 2, 3))
-    return float((10 * np.log10(255**2 / np.maximum(error, 1e-6))).mean())
+    """PSNR of a clip in dB, from its mean squared error over all frames; a, b: uint8 [F, H, W, 3].
+
+    Not the mean of the frames' PSNRs: one frame that equals the first would decide a periodic motion's value.
+    """
+    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-6)))
 
 
 def motion(clip: np.ndarray) -> float:

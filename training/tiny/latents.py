@@ -1,10 +1,10 @@
 """Encode the rendered pictures once with the tiny VAE: float16 latents beside the pixels.
 
-    python -m training.tiny.latents --clips 4096
+    python -m training.tiny.latents
 
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
-`training.motion` reads.
+`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1, 16 clips each.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from training.tiny.common import DATA, FAMILY, mixed_precision, prepare, to_unit
+from training.tiny.common import DATA, FAMILY, RUNS, mixed_precision, prepare, to_unit
 from training.tiny.dataset import load_split
-from training.tiny.world import caption
+from training.tiny.world import CATEGORIES, Scene, caption
 
 
 @torch.no_grad()
@@ -47,24 +47,33 @@ def encode_to(path: Path, pictures: np.ndarray, vae: AutoencoderKL) -> None:
     partial.rename(path)
 
 
+def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: AutoencoderKL) -> None:
+    """A latent store as `training.data` reads it. Some captions lose words, as the prompts of people do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    encode_to(folder / "latents.npy", clips, vae)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=4096)
-    parser.add_argument("--only", choices=("stills", "clips"))
+    parser.add_argument("--base-clips", type=int, default=3072, help="clips of all categories for the base")
+    parser.add_argument("--motion-clips", type=int, default=16, help="clips of each category for stage 1")
+    parser.add_argument("--only", choices=("stills", "base", "motion"))
     args = parser.parse_args()
-    vae = prepare(
-        AutoencoderKL.from_pretrained(FAMILY / "first_frame" / "vae", torch_dtype=torch.float32)
-    ).eval()
-    if args.only != "clips":
+    vae = prepare(AutoencoderKL.from_pretrained(FAMILY / "first_frame" / "vae", torch_dtype=torch.float32))
+    vae.eval()
+    if args.only in (None, "stills"):
         encode_to(DATA / "stills_latents.npy", load_split(DATA, "stills")[0], vae)
-    if args.only != "stills":
-        clips, scenes = load_split(DATA, "clips")
-        store = DATA / "clips_latents"
-        store.mkdir(exist_ok=True)
-        rng = np.random.default_rng(0)
-        captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes[: args.clips]]
-        (store / "captions.json").write_text(json.dumps(captions))
-        encode_to(store / "latents.npy", clips[: args.clips], vae)
+    clips, scenes = load_split(DATA, "clips")
+    if args.only in (None, "base"):
+        write_store(DATA / "clips_latents", clips[: args.base_clips], scenes[: args.base_clips], vae)
+    if args.only in (None, "motion"):
+        rest = range(args.base_clips, len(scenes))  # clips the base has not seen
+        for category in CATEGORIES:
+            chosen = [i for i in rest if scenes[i].category == category][: args.motion_clips]
+            write_store(RUNS / "motion" / category, clips[chosen], [scenes[i] for i in chosen], vae)
 
 
 if __name__ == "__main__":
