@@ -75,9 +75,8 @@ INTERNAL = Row(Exception, 500, "internal")
 INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in the server's log"
 
 # Answers made by the web framework carry only a status; these are their codes.
-STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 503: "not_ready"} | {
-    row.status: row.code for row in TABLE[2:6]
-}
+STATUS_CODES = {row.status: row.code for row in TABLE[2:]}
+STATUS_CODES |= {404: "not_found", 405: "method_not_allowed", 503: "not_ready"}
 
 
 def row_of(error: BaseException) -> Row:

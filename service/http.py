@@ -148,7 +148,7 @@ class _Answer:
 
     async def fail_status(self, status: int) -> None:
         """Our shape for an answer the framework made."""
-        code = STATUS_CODES.get(status, "error" if status < 500 else INTERNAL.code)
+        code = STATUS_CODES.get(status, "bad_request" if status < 500 else INTERNAL.code)
         message = _MESSAGES.get(
             status, "the request was refused" if status < 500 else to_dict(RuntimeError())["message"]
         )
@@ -169,9 +169,10 @@ class _Answer:
 
 def _has_our_shape(body: bytes) -> bool:
     try:
-        return "code" in json.loads(body)["error"]
+        error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
         return False
+    return isinstance(error, dict) and "code" in error
 
 
 def error_response(error: Exception, request_id: str) -> Response:

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from huvidpo.errors import CheckpointError, InvalidRequest
@@ -38,6 +38,10 @@ async def framework_error(request):
     return PlainTextResponse("Internal: secret", status_code=503)
 
 
+async def framework_json(request):
+    return JSONResponse({"error": "1 validation error, secret code"}, status_code=400)
+
+
 async def leave(request):
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -51,6 +55,7 @@ ROUTES = {
     "/refuse": refuse,
     "/half": half,
     "/framework": framework_error,
+    "/framework-json": framework_json,
     "/leave": leave,
 }
 
@@ -105,6 +110,7 @@ def test_good_requests_pass_unchanged(app):
         ("/crash", {}, 500, "internal"),
         ("/refuse", {}, 429, "queue_full"),
         ("/framework", {}, 503, "not_ready"),
+        ("/framework-json", {}, 400, "bad_request"),
     ],
 )
 def test_errors_have_one_shape(app, path, kwargs, status, code):
