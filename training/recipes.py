@@ -123,7 +123,7 @@ def tiny_base() -> MotionRecipe:
 
 
 def tiny_motion() -> MotionRecipe:
-    """Few-shot motion of one category of the tiny family, on a CPU. Its world only moves to the right: no flip."""
+    """Few-shot motion of one category of the tiny family, on a CPU. Its world moves to the right: no flip."""
     return MotionRecipe(
         steps=300, batch_size=4, lr=3e-4, warmup_steps=20, cooldown=0.25, precision="bf16", ema=0.99,
         height=64, width=64, flip=False, text_drop=0.1, inversion_steps=20, save_every=100, sample_every=150,
