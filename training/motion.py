@@ -153,6 +153,7 @@ def run(
     """
     accelerator = start_accelerate(recipe)
     source = Component(str(base)) if base else model.video_unet
+    torch.manual_seed(recipe.seed)  # inflating a 2D UNet draws new weights: a resumed run must draw the same
     unet = load_video_unet(source, torch.float32).to(accelerator.device, memory_format=torch.channels_last)
     base_hash = fingerprint_tensors(unet.state_dict())
     task = build_task(recipe, model, unet, clips, folder.parent / "cache", accelerator)
