@@ -5,6 +5,7 @@ python -m huvidpo "winter waterfall" --category waterfall --first-frame mine.png
 """
 
 import argparse
+import os
 import secrets
 import sys
 import time
@@ -21,7 +22,7 @@ from huvidpo.config import ClipRequest
 from huvidpo.errors import HuViDPOError, InvalidRequest
 from huvidpo.video import FORMATS, encode, read_image
 
-console = Console()
+console = Console(stderr=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Their loading bars and notes would bury ours."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
+        os.environ.setdefault(name, "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namespace:
@@ -80,6 +92,7 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     if not out.parent.is_dir():
         raise InvalidRequest(f"out: there is no folder {out.parent}, make it first", "out")
     print(f"seed {request.seed}", flush=True)
+    _quiet_libraries()
     first_frame = read_image(args.first_frame) if args.first_frame else _first_frame(args.model, request)
 
     from huvidpo.pipeline import (

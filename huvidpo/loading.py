@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 
 from huvidpo.catalog import Component, Model
 from huvidpo.checkpoint import load_lamp, load_tensors, with_weights
@@ -35,15 +36,17 @@ def check_present(model: Model) -> None:
 
 def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
     """SDXL's VAE overflows in float16: one that says `force_upcast` stays in float32."""
-    vae = AutoencoderKL.from_pretrained(source.location, subfolder=source.subfolder)
-    return vae.to(device, torch.float32 if vae.config.force_upcast else dtype).eval()
+    upcast = AutoencoderKL.load_config(source.location, subfolder=source.subfolder).get("force_upcast", True)
+    dtype = torch.float32 if upcast else dtype
+    return AutoencoderKL.from_pretrained(source.location, subfolder=source.subfolder, dtype=dtype).to(device)
 
 
 def load_video_unet(source: Component, dtype: torch.dtype) -> VideoUNet:
     """A VideoUNet, a UNet2DConditionModel (inflated) or a LAMP checkpoint: the config says which."""
     kind = VideoUNet.load_config(source.location, subfolder=source.subfolder).get("_class_name")
     if kind == "UNet3DConditionModel":
-        return VideoUNet.from_lamp(Path(source.location) / source.subfolder).to(dtype)
+        unet = VideoUNet.from_lamp(Path(source.location) / source.subfolder)
+        return nn.Module.to(unet, dtype)  # diffusers' own .to warns at every cast
     image_unet = kind == "UNet2DConditionModel"
     loader = UNet2DConditionModel if image_unet else VideoUNet
     unet = loader.from_pretrained(source.location, subfolder=source.subfolder, dtype=dtype)
