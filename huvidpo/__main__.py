@@ -95,9 +95,8 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     _quiet_libraries()
     first_frame = read_image(args.first_frame) if args.first_frame else _first_frame(args.model, request)
 
-    from huvidpo.pipeline import (
-        VideoPipeline,
-    )  # here and below: torch loads only once the request is known to be good
+    # imported here and in _first_frame: torch loads only once the request is known to be good
+    from huvidpo.pipeline import VideoPipeline
 
     video = _timed(
         "load video model", lambda: VideoPipeline.from_catalog(args.model, categories=[request.category])
