@@ -133,14 +133,14 @@ def retrieval(
     """Recall of the right caption among all, and zero-shot accuracy of category and style."""
     images, texts = features(model, normalised(pictures), tokenize(tokenizer, [caption(s) for s in scenes]))
     rank = (images @ texts.T).argsort(1, descending=True)
-    hit = rank == torch.arange(len(rank))[:, None]
-    result = {
-        "recall_at_1": hit[:, :1].any(1).float().mean(),
-        "recall_at_5": hit[:, :5].any(1).float().mean(),
-    }
+    hit = (rank == torch.arange(len(rank))[:, None]).numpy()
     guess = zero_shot(model, tokenizer, images)
-    result["category"] = np.mean([g[0] == s.category for g, s in zip(guess, scenes, strict=True)])
-    result["style"] = np.mean([g[1] == s.style for g, s in zip(guess, scenes, strict=True)])
+    result = {
+        "recall_at_1": hit[:, 0].mean(),
+        "recall_at_5": hit[:, :5].any(1).mean(),
+        "category": np.mean([g[0] == s.category for g, s in zip(guess, scenes, strict=True)]),
+        "style": np.mean([g[1] == s.style for g, s in zip(guess, scenes, strict=True)]),
+    }
     return {key: round(float(value), 4) for key, value in result.items()}
 
 

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,12 +44,10 @@ def request_for(scene: Scene, seed: int) -> ClipRequest:
     return ClipRequest(prompt=prompt, category=scene.category, style=scene.style, seed=seed, options=options)
 
 
-def batches(items: list, key: str | None = None) -> Iterator[list]:
-    """Runs of up to `BATCH` items; with `key` = "category" only items of one category share a run."""
-    groups = [items] if key is None else [[i for i in items if i[0].category == c] for c in CATEGORIES]
-    for group in groups:
-        for start in range(0, len(group), BATCH):
-            yield group[start : start + BATCH]
+def batches(items: list) -> Iterator[list]:
+    """Runs of up to `BATCH` items."""
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
 
 
 def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, list[np.ndarray]]:
@@ -57,11 +56,10 @@ def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, 
     tokenizer = CLIPTokenizer.from_pretrained(FAMILY / "clip")
     rng = np.random.default_rng(SEED)
     scenes = [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
-    pictures: list[np.ndarray] = []
-    for run in batches(list(enumerate(scenes))):
-        pictures += pipeline([request_for(scene, SEED + i) for i, scene in run])  # type: ignore[arg-type]
-        print(f"\rfirst frames {len(pictures)}/{count}", end="", flush=True)
-    print()
+    requests = [request_for(scene, SEED + i) for i, scene in enumerate(scenes)]
+    pictures: list[Any] = []
+    for run in tqdm(list(batches(requests)), desc="first frames"):
+        pictures += pipeline(run)
     with torch.no_grad():
         features = model.get_image_features(normalised(np.stack(pictures))).pooler_output
         guesses = zero_shot(model, tokenizer, F.normalize(features, dim=-1))
@@ -98,54 +96,47 @@ def motion(clip: np.ndarray) -> float:
     return float(np.abs(np.diff(clip.astype(np.float32), axis=0)).mean())
 
 
-def judge_clips(pipeline: VideoPipeline, count: int) -> dict:
-    """Continue the true first frames of `count` held-out scenes; compare with the truth, per category."""
+def judge_clips(pipeline: VideoPipeline, count: int) -> dict[str, dict[str, float]]:
+    """Continue the true first frames of `count` held-out scenes; compare with the truth by category."""
     truths, scenes = load_split(DATA, "held_out")
     rows = [(scene, truths[i], SEED + i) for i, scene in enumerate(scenes[:count])]
-    result: dict[str, dict[str, list[float]]] = {
-        c: {"psnr": [], "psnr_frozen": [], "motion": [], "motion_truth": []} for c in CATEGORIES
+    result: dict[str, dict[str, float]] = {}
+    for category in tqdm(CATEGORIES, desc="clips"):
+        figures = []
+        for run in batches([row for row in rows if row[0].category == category]):
+            clips = pipeline([request_for(s, seed) for s, _, seed in run], [truth[0] for _, truth, _ in run])
+            figures += [compare(clip, truth) for clip, (_, truth, _) in zip(clips, run, strict=True)]
+        means = {key: round(float(np.mean([f[key] for f in figures])), 3) for key in figures[0]}
+        means["gain_over_frozen_db"] = round(means["psnr"] - means["psnr_frozen"], 3)
+        means["motion_ratio"] = round(means["motion"] / means["motion_truth"], 3)
+        result[category] = means
+    return result
+
+
+def compare(clip: Any, truth: np.ndarray) -> dict[str, float]:
+    """Figures of one clip against its truth, both uint8 [F, H, W, 3], beside the frozen first frame's."""
+    frozen = np.repeat(truth[:1], len(truth) - 1, 0)
+    return {
+        "psnr": psnr(clip[1:], truth[1:]),
+        "psnr_frozen": psnr(frozen, truth[1:]),
+        "motion": motion(clip),
+        "motion_truth": motion(truth),
     }
-    for run in tqdm(list(batches(rows, "category")), desc="clips"):
-        requests = [request_for(scene, seed) for scene, _, seed in run]
-        clips = pipeline(requests, [truth[0] for _, truth, _ in run])
-        for (scene, truth, _), clip in zip(run, clips, strict=True):
-            assert clip is not None
-            figures = result[scene.category]
-            figures["psnr"].append(psnr(clip[1:], truth[1:]))
-            figures["psnr_frozen"].append(psnr(np.repeat(truth[:1], len(truth) - 1, 0), truth[1:]))
-            figures["motion"].append(motion(clip))
-            figures["motion_truth"].append(motion(truth))
-    table = {c: {k: round(float(np.mean(v)), 3) for k, v in figures.items()} for c, figures in result.items()}
-    for figures in table.values():
-        figures["motion_ratio"] = round(figures["motion"] / figures["motion_truth"], 3)
-        figures["gain_over_frozen_db"] = round(figures["psnr"] - figures["psnr_frozen"], 3)
-    return table
 
 
 def draw_sheets(first: FirstFramePipeline, second: VideoPipeline, out: Path) -> None:
-    """32 clips, category by style: frames 0, 5, 10, 15 as a PNG and all frames as an animated WebP."""
+    """32 clips, category by style: frames 0, 5, 10, 15 as a PNG, and two categories a row as animated WebP."""
     rng = np.random.default_rng(SEED + 1)
-    rows = []
+    rows: list[Any] = []
     for i, category in enumerate(tqdm(CATEGORIES, desc="contact sheet")):
-        requests = [
-            request_for(random_scene(rng, category, style), SEED + 4 * i + j)
-            for j, style in enumerate(STYLES)
-        ]
-        images = first(requests)
-        rows.append(second(requests, images))  # type: ignore[arg-type]
+        scenes = [random_scene(rng, category, style) for style in STYLES]
+        requests = [request_for(scene, SEED + 4 * i + j) for j, scene in enumerate(scenes)]
+        rows.append(second(requests, cast(Any, first(requests))))
     still = contact_sheet([[clip[t] for clip in row for t in SHEET_FRAMES] for row in rows])
     save_picture(still, out / "clips.png", scale=1)
-    moving = [
-        contact_sheet(
-            [
-                [row[s][t] for row in pair for s in range(4)]
-                for pair in zip(rows[::2], rows[1::2], strict=True)
-            ]
-        )
-        for t in range(len(rows[0][0]))
-    ]
-    enlarged = np.stack(moving).repeat(2, 1).repeat(2, 2)
-    (out / "clips.webp").write_bytes(video.encode(enlarged, 8, "webp"))
+    pairs = [left + right for left, right in zip(rows[::2], rows[1::2], strict=True)]
+    moving = [contact_sheet([[clip[t] for clip in pair] for pair in pairs]) for t in range(len(rows[0][0]))]
+    (out / "clips.webp").write_bytes(video.encode(np.stack(moving).repeat(2, 1).repeat(2, 2), 8, "webp"))
 
 
 def save_picture(pixels: np.ndarray, path: Path, scale: int) -> None:
