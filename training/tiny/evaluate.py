@@ -125,7 +125,7 @@ def compare(clip: Any, truth: np.ndarray) -> dict[str, float]:
 
 
 def draw_sheets(first: FirstFramePipeline, second: VideoPipeline, out: Path) -> None:
-    """32 clips, category by style: frames 0, 5, 10, 15 as a PNG, and two categories a row as animated WebP."""
+    """32 clips, category by style: frames 0, 5, 10, 15 as PNG; two categories a row as animated WebP."""
     rng = np.random.default_rng(SEED + 1)
     rows: list[Any] = []
     for i, category in enumerate(tqdm(CATEGORIES, desc="contact sheet")):
