@@ -1,6 +1,7 @@
 """A real `bentoml serve` in the repository root, on a free loopback port."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,13 +22,20 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300  # torch takes its time on a machine that is busy with something else
 
 
+def free_port() -> int:
+    """A port that is free now, and that no client is lent by the system before the server takes it."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            port = random.randrange(20000, 32000)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Server:
     """`bentoml serve` without arguments: it has to find everything by itself."""
 
     def __init__(self, folder: Path, **env: str):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "serve.log"
         own = {

@@ -28,7 +28,7 @@ from training.tiny.world import CATEGORIES, STYLES, Scene, caption, contact_shee
 
 BATCH, CONTEXT = 64, 48
 RECIPE = Recipe(
-    steps=3800, batch_size=BATCH, lr=1e-3, warmup_steps=200, cooldown=0.25, precision="bf16", ema=0.998,
+    steps=2400, batch_size=BATCH, lr=1e-3, warmup_steps=200, cooldown=0.25, precision="bf16", ema=0.998,
     save_every=100, sample_every=500,
 )  # fmt: skip
 FOLDER = FAMILY / "first_frame"
