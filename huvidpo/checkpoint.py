@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,14 +62,13 @@ def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping
     """Write a .safetensors file all at once: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # not mkstemp: its files are private
     try:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary, metadata=dict(metadata))
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
