@@ -1,0 +1,117 @@
+"""A folder of clips to judge: videos, and `captions.jsonl` with one line about each.
+
+    {"video": "0007.mp4", "caption": "a horse runs, cartoon style", "prompt": "a horse runs", "style":
+     "cartoon", "category": "horse", "seed": 7, "model": "tiny", "lineage": {"stage": "motion", ...}}
+
+Only `video` and `caption` are needed: clips that people filmed have no seed.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huvidpo.errors import HuViDPOError
+
+CAPTIONS_FILE = "captions.jsonl"
+
+
+class ClipFolderError(HuViDPOError, ValueError):
+    """A folder of clips that cannot be read; the message names every line at fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEntry:
+    """One line of `captions.jsonl`."""
+
+    video: str  # file, relative to the folder
+    caption: str  # the whole text given to the text encoder, style applied
+    prompt: str = ""  # without the style; the caption where the line has none
+    style: str = ""
+    category: str = ""
+    seed: int | None = None
+    model: str = ""  # of the catalog
+    lineage: dict[str, str] = field(default_factory=dict)  # of the weights that made the clip
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            object.__setattr__(self, "prompt", self.caption)
+
+
+def read_clips(folder: Path) -> list[ClipEntry]:
+    """The clips of `folder` in the order of its `captions.jsonl`; further keys of a line are ignored.
+
+    Raises ClipFolderError naming every malformed line, missing video and video named twice.
+    """
+    try:
+        lines = (folder / CAPTIONS_FILE).read_bytes().split(b"\n")
+    except OSError as error:
+        want = 'lines like {"video": "0001.mp4", "caption": "a horse runs"}'
+        raise ClipFolderError(f"{folder} needs {CAPTIONS_FILE} with {want}: {error}") from error
+    clips: dict[str, ClipEntry] = {}
+    problems = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = _parse(line, folder)
+            if entry.video in clips:
+                raise ClipFolderError(f"{entry.video} is named twice")
+            clips[entry.video] = entry
+        except ClipFolderError as error:
+            problems.append(f"{CAPTIONS_FILE} line {number}: {error}")
+    if problems or not clips:
+        raise ClipFolderError(f"{folder}: " + "\n  ".join(problems or [f"{CAPTIONS_FILE} names no clips"]))
+    return list(clips.values())
+
+
+def write_clips(folder: Path, clips: Sequence[ClipEntry]) -> None:
+    """Write `captions.jsonl`, all at once."""
+    lines = [json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips]
+    part = folder / f".{CAPTIONS_FILE}.part"
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(folder / CAPTIONS_FILE)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _parse(line: bytes, folder: Path) -> ClipEntry:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ClipFolderError(f"not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ClipFolderError("not an object")
+    fields = {part.name: record[part.name] for part in dataclasses.fields(ClipEntry) if part.name in record}
+    for name in ("video", "caption"):
+        if not isinstance(fields.get(name), str) or not fields[name].strip():
+            raise ClipFolderError(f"{name}: got {fields.get(name)!r}, expected text that is not empty")
+    for name, value in fields.items():
+        _check(name, value)
+    if not (folder / fields["video"]).resolve().is_relative_to(folder.resolve()):
+        raise ClipFolderError(f"video: {fields['video']} lies outside the folder")
+    if not (folder / fields["video"]).is_file():
+        raise ClipFolderError(f"video: there is no file {fields['video']}")
+    return ClipEntry(**fields)
+
+
+def _check(name: str, value: Any) -> None:
+    if name == "seed":
+        good, want = (
+            value is None or (isinstance(value, int) and not isinstance(value, bool)),
+            "a whole number",
+        )
+    elif name == "lineage":
+        good = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        want = "an object of texts"
+    else:
+        good, want = isinstance(value, str), "text"
+    if not good:
+        raise ClipFolderError(f"{name}: got {value!r}, expected {want}")

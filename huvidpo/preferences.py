@@ -1,0 +1,337 @@
+"""What people prefer: an append-only JSONL file of ratings, comparisons and retractions.
+
+One record a line. Any number of people and processes may append to one file at once; nothing is ever changed
+in it: an undo is one more line. `docs/preferences.md` lists every field.
+
+    {"kind": "rating", "id": ..., "rater": "ann", "time": ..., "category": "horse", "clip": "0003.mp4",
+     "sha256": ..., "prompt": "a horse runs", "seed": 3, "lineage": {...}, "score": 7.5, "criteria": null}
+    {"kind": "comparison", ..., "clip_a": "0003.mp4", "sha256_a": ..., "clip_b": "0005.mp4", "sha256_b": ...,
+     "answer": "a", "prompt": "a horse runs"}
+    {"kind": "retraction", ..., "of": <id of a record of the same rater>}
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from huvidpo.errors import HuViDPOError
+
+RATINGS_FILE = "ratings.jsonl"  # in the folder of the clips, unless told otherwise
+SCORES = (0.0, 10.0)  # lowest and highest score (the paper's scale, decimals allowed)
+CRITERIA = ("aesthetics", "consistency", "alignment")  # of the paper's user study, each 1..5
+ANSWERS = ("a", "b", "tie")
+
+
+class PreferencesError(HuViDPOError, ValueError):
+    """Preferences that cannot be read, written or used; the message names every line or record at fault."""
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What every record has. Raises PreferencesError for a field that is not what it should be."""
+
+    kind: ClassVar[str]
+
+    rater: str  # whoever judged; any text that is not empty
+    category: str  # of the clip; clips of one category only are ever compared ("" where clips have none)
+    id: str = field(default_factory=_new_id)  # uuid4, 32 hexadecimal digits
+    time: str = field(default_factory=_now)  # ISO 8601, in UTC
+
+    def __post_init__(self) -> None:
+        for name in ("rater", "category", "id", "time"):
+            _check_text(name, getattr(self, name), empty=name == "category")
+        if not re.fullmatch("[0-9a-f]{32}", self.id):
+            raise PreferencesError(f"id: got {self.id!r}, expected 32 hexadecimal digits")
+        try:
+            offset = datetime.fromisoformat(self.time).utcoffset()
+        except ValueError:
+            offset = None
+        if offset != timedelta(0):
+            raise PreferencesError(f"time: got {self.time!r}, expected ISO 8601 in UTC (...+00:00)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rating(_Common):
+    """One person's opinion of one clip: a score, the paper's three criteria, or both."""
+
+    kind: ClassVar[str] = "rating"
+
+    clip: str  # path relative to the JSONL's folder, with "/"
+    sha256: str  # of the clip's file
+    prompt: str
+    seed: int | None = None  # None: the clip was not made by a model
+    lineage: dict[str, str] = field(default_factory=dict)  # of the model that made the clip
+    score: float | None = None  # 0..10, decimals allowed; higher is better
+    criteria: dict[str, int] | None = None  # {aesthetics, consistency, alignment}, each 1..5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_clip("", self.clip, self.sha256)
+        _check_text("prompt", self.prompt, empty=True)
+        if self.seed is not None and not _is_int(self.seed):
+            raise PreferencesError(f"seed: got {self.seed!r}, expected a whole number or null")
+        if not isinstance(self.lineage, Mapping):
+            raise PreferencesError(f"lineage: got {self.lineage!r}, expected an object of texts")
+        for name, text in self.lineage.items():
+            _check_text(f"lineage[{name!r}]", text, empty=True)
+        if self.score is None and self.criteria is None:
+            raise PreferencesError("score and criteria are both missing; a skipped clip is not recorded")
+        if self.score is not None:
+            object.__setattr__(self, "score", check_score(self.score))
+        if self.criteria is not None:
+            _check_criteria(self.criteria)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(_Common):
+    """One person's choice between two clips shown side by side."""
+
+    kind: ClassVar[str] = "comparison"
+
+    clip_a: str
+    sha256_a: str
+    clip_b: str
+    sha256_b: str
+    answer: str  # "a", "b" or "tie": the better one
+    prompt: str = ""  # that both were made for; empty where they differ
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_clip("_a", self.clip_a, self.sha256_a)
+        _check_clip("_b", self.clip_b, self.sha256_b)
+        _check_text("prompt", self.prompt, empty=True)
+        if self.clip_a == self.clip_b:
+            raise PreferencesError(f"clip_a and clip_b are both {self.clip_a!r}; expected two clips")
+        if self.answer not in ANSWERS:
+            raise PreferencesError(f"answer: got {self.answer!r}, allowed: {', '.join(ANSWERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retraction(_Common):
+    """An undo: the record `of` the same rater no longer counts."""
+
+    kind: ClassVar[str] = "retraction"
+
+    of: str  # id of an earlier rating or comparison
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_text("of", self.of)
+
+
+Record = Rating | Comparison | Retraction
+Opinion = Rating | Comparison
+_KINDS: dict[str, type] = {record.kind: record for record in (Rating, Comparison, Retraction)}
+
+
+def check_score(score: Any) -> float:
+    """`score` as a float. Raises PreferencesError unless it is a number from 0 to 10."""
+    low, high = SCORES
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not low <= score <= high:
+        raise PreferencesError(f"score: got {score!r}, expected a number from {low:g} to {high:g}")
+    return float(score)
+
+
+def _check_text(name: str, text: Any, empty: bool = False) -> None:
+    if not isinstance(text, str) or not (empty or text.strip()):
+        raise PreferencesError(
+            f"{name}: got {text!r}, expected text" + ("" if empty else " that is not empty")
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PreferencesError(f"{name}: got {text!r}, which is not valid Unicode") from error
+
+
+def _check_clip(which: str, clip: Any, sha256: Any) -> None:
+    _check_text(f"clip{which}", clip)
+    path = PurePosixPath(clip)
+    if path.is_absolute() or ".." in path.parts or "\\" in clip or str(path) != clip or clip == ".":
+        raise PreferencesError(
+            f"clip{which}: got {clip!r}, expected a path below the ratings' folder, with / and no .."
+        )
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise PreferencesError(f"sha256{which}: got {sha256!r}, expected 64 hexadecimal digits")
+
+
+def _check_criteria(criteria: Any) -> None:
+    good = isinstance(criteria, Mapping) and set(criteria) == set(CRITERIA)
+    if not good or not all(_is_int(mark) and 1 <= mark <= 5 for mark in criteria.values()):
+        want = ", ".join(CRITERIA)
+        raise PreferencesError(f"criteria: got {criteria!r}, expected {want}: whole numbers from 1 to 5")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# The file
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one record; when this returns it is on the disk. The file is made if it is not there.
+
+    Raises PreferencesError when it cannot be written; the file is then as it was.
+    """
+    fields = {"kind": record.kind, **dataclasses.asdict(record)}
+    line = json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    try:
+        with _locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX) as file:
+            size = os.fstat(file).st_size
+            # A torn last line (a power cut) must stay a line of its own, not swallow this one.
+            torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+            _write_whole(file, b"\n" + line if torn else line, size)
+            os.fsync(file)
+        if size == 0:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise PreferencesError(f"{path}: the record was not saved: {error}") from error
+
+
+def _write_whole(file: int, data: bytes, size: int) -> None:
+    """All of `data` at the end of a file of `size` bytes, or OSError and nothing of it."""
+    try:
+        if os.write(file, data) != len(data):
+            raise OSError("the disk is full")
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name as durable as its contents."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, flags: int, lock: int) -> Iterator[int]:
+    file = os.open(path, flags, 0o644)
+    try:
+        fcntl.flock(file, lock)  # closing the file releases it, as does the end of the process
+        yield file
+    finally:
+        os.close(file)
+
+
+def read_records(path: Path) -> list[Opinion]:
+    """Ratings and comparisons in the order they were made, without those that were retracted.
+
+    A file that is not there holds none. Raises PreferencesError naming the number of every malformed line and
+    what is wrong with it.
+    """
+    records: dict[str, Opinion] = {}
+    retracted: set[str] = set()
+    problems: list[str] = []
+    for number, line in enumerate(_read(path).split(b"\n"), start=1):  # not splitlines: it splits at U+2028
+        if not line.strip():
+            continue
+        try:
+            record = _parse(line)
+            if record.id in records:
+                raise PreferencesError(f"id {record.id} is that of an earlier line")
+            if isinstance(record, Retraction):
+                retracted.add(_retracted(record, records))
+            else:
+                records[record.id] = record
+        except PreferencesError as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        raise PreferencesError(f"{path}: {len(problems)} malformed lines:\n  " + "\n  ".join(problems))
+    return [record for record in records.values() if record.id not in retracted]
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise PreferencesError(f"not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise PreferencesError("not an object")
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise PreferencesError(f"kind: got {kind!r}, allowed: {', '.join(_KINDS)}")
+    names = [part.name for part in dataclasses.fields(_KINDS[kind])]
+    for problem, wrong in (("unknown", set(fields) - set(names)), ("missing", set(names) - set(fields))):
+        if wrong:
+            raise PreferencesError(f"{problem} field: {', '.join(sorted(wrong))}")
+    return _KINDS[kind](**fields)
+
+
+def _retracted(record: Retraction, earlier: Mapping[str, Opinion]) -> str:
+    if record.of not in earlier:
+        raise PreferencesError(f"of: got {record.of!r}, which is no rating or comparison of an earlier line")
+    if earlier[record.of].rater != record.rater:
+        raise PreferencesError(f"rater {record.rater!r} retracts a record of {earlier[record.of].rater!r}")
+    return record.of
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # The shared lock waits for a writer that is in the middle of a line.
+        with _locked(path, os.O_RDONLY, fcntl.LOCK_SH) as file, open(file, "rb", closefd=False) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise PreferencesError(f"{path}: cannot be read: {error}") from error
+
+
+def ratings_hash(path: Path) -> str:
+    """sha256 of the file as it is now, as `sha256sum` prints it: lineage of what is trained on it."""
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+# HuViDPO's own format
+
+
+def read_huvidpo_json(path: Path) -> list[tuple[str, float]]:
+    """(video, score 0..10) pairs of a JSON file `[{"video": ..., "score": ...}, ...]`, as HuViDPO has them.
+
+    Raises PreferencesError naming every malformed entry.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PreferencesError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(entries, list):
+        raise PreferencesError(f'{path}: expected a list like [{{"video": "0001.mp4", "score": 7.5}}]')
+    pairs, problems = [], []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            if not isinstance(entry, dict) or set(entry) != {"video", "score"}:
+                raise PreferencesError('expected {"video": ..., "score": ...}')
+            _check_text("video", entry["video"])
+            pairs.append((entry["video"], check_score(entry["score"])))
+        except PreferencesError as error:
+            problems.append(f"entry {number}: {error}")
+    if problems:
+        raise PreferencesError(f"{path}: {len(problems)} malformed entries:\n  " + "\n  ".join(problems))
+    return pairs
+
+
+def write_huvidpo_json(path: Path, scores: Mapping[str, float]) -> None:
+    """Write video -> score 0..10 as `[{"video": ..., "score": ...}, ...]`. Raises PreferencesError."""
+    entries = [{"video": video, "score": check_score(score)} for video, score in scores.items()]
+    path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
