@@ -1,8 +1,18 @@
-"""Losses as pure functions on latents [B, C, F, h, w].
+"""Losses as pure functions on latents: [B, C, F, h, w] of clips, [B, C, h, w] of pictures.
 
-Frame 0 is given to the network clean (it is the picture the clip starts from), so it is never noised and
-never counted.
+Frame 0 of a clip is given to the network clean (it is the picture the clip starts from), so it is never
+noised and never counted.
+
+Preferences (HuViDPO Eq. 9; Diffusion-DPO, arXiv 2311.12908): with L the mean squared error of a noise
+prediction, one number per sample, and w, l the winner and the loser of a pair,
+
+    margin m = -1/2 [(L_w - Lref_w) - (L_l - Lref_l)]      how much more the network came to prefer w than
+                                                          its frozen reference does
+    loss     = -log sigmoid(beta m)                       and the variants of `preference_loss`
 """
+
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +21,16 @@ from torch import Tensor
 
 from huvidpo.errors import HuViDPOError
 
+PairLoss = Literal["sigmoid", "ipo", "hinge"]
+Stats = dict[str, Tensor]
+"""Figures to log: 0-d tensors without a gradient."""
+
 
 def add_noise(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Frames 1.. of `latents` [B, C, F, h, w] noised to `timesteps` [B]; frame 0 stays clean."""
+    """`latents` noised to `timesteps` [B]: a picture whole, of a clip frames 1..; frame 0 stays clean."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
+    if latents.ndim == 4:
+        return noisy
     return torch.cat([latents[:, :, :1], noisy[:, :, 1:]], dim=2)
 
 
@@ -23,14 +39,179 @@ def prediction_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, 
 
     Raises HuViDPOError on any other prediction type.
     """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    raise HuViDPOError(f"scheduler predicts {kind!r}; training knows epsilon and v_prediction")
+    kind = _prediction_type(scheduler)
+    return noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+
+
+def noise_prediction(scheduler: DDIMScheduler, answer: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    """The noise that a network's `answer` at `noisy` means, float32: eps = sqrt(abar) v + sqrt(1 - abar) x_t.
+
+    At zero terminal SNR (abar 0) it is x_t whatever the network says. Raises HuViDPOError on any prediction
+    type but epsilon and v_prediction.
+    """
+    if _prediction_type(scheduler) == "epsilon":
+        return answer.float()
+    abar = scheduler.alphas_cumprod.to(noisy.device)[timesteps].float()
+    abar = abar.view(-1, *[1] * (noisy.ndim - 1))
+    return abar.sqrt() * answer.float() + (1 - abar).sqrt() * noisy.float()
 
 
 def motion_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over frames 1.., in fp32: a scalar (METHOD section 4)."""
     return F.mse_loss(prediction[:, :, 1:].float(), target[:, :, 1:].float())
+
+
+def noise_error(prediction: Tensor, noise: Tensor) -> Tensor:
+    """L: mean squared error per sample [B], fp32, over channels, pixels and, in a clip, frames 1...
+
+    A mean, not a sum, so that beta means the same for any size; ONE number for a whole clip. Raises
+    ValueError for tensors that are neither 4-D nor 5-D.
+    """
+    if prediction.shape != noise.shape or prediction.ndim not in (4, 5):
+        raise ValueError(
+            f"prediction {list(prediction.shape)}, noise {list(noise.shape)}: "
+            "want the same [B, C, F, H, W] or [B, C, H, W]"
+        )
+    if prediction.ndim == 5:
+        prediction, noise = prediction[:, :, 1:], noise[:, :, 1:]
+    return (prediction.float() - noise.float()).square().flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """L of both samples of each pair by the network and by its reference: [B] each."""
+
+    winner: Tensor
+    loser: Tensor
+    reference_winner: Tensor
+    reference_loser: Tensor
+
+    @property
+    def winner_drift(self) -> Tensor:
+        """Above 0: the network became worse at the winner."""
+        return self.winner - self.reference_winner
+
+    @property
+    def loser_drift(self) -> Tensor:
+        return self.loser - self.reference_loser
+
+    @property
+    def margin(self) -> Tensor:
+        return -0.5 * (self.winner_drift - self.loser_drift)
+
+
+def preference_loss(
+    margin: Tensor, *, beta: float, kind: PairLoss = "sigmoid", smoothing: float = 0.0
+) -> Tensor:
+    """Loss [B] of margins [B].
+
+    * sigmoid: -log sigmoid(beta m). With `smoothing` e, the chance that a preference is the wrong way round:
+      -(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m)  (cDPO, Mitchell 2023)
+    * ipo: (m - 1 / (2 beta))^2  (arXiv 2310.12036): margins are pulled to a value, not to infinity
+    * hinge: max(0, 1 - beta m)  (SLiC, arXiv 2305.10425)
+
+    Raises ValueError for another kind.
+    """
+    u = beta * margin
+    if kind == "sigmoid":
+        return -(1 - smoothing) * F.logsigmoid(u) - smoothing * F.logsigmoid(-u)
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)).square()
+    if kind == "hinge":
+        return F.relu(1 - u)
+    raise ValueError(f"loss {kind!r} is unknown; use one of {', '.join(get_args(PairLoss))}")
+
+
+def pair_loss(
+    errors: PairErrors,
+    *,
+    beta: float,
+    kind: PairLoss = "sigmoid",
+    smoothing: float = 0.0,
+    anchor: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Stats]:
+    """Mean of `preference_loss` over the pairs, weighted by `weights` [B] where given.
+
+    `anchor` > 0 takes anchor * max(0, L_w - Lref_w) off each margin in the loss: a pair is not won by making
+    both samples worse, the loser more (DPO-Positive, arXiv 2402.13228). The figures show the plain margin.
+    """
+    margin = errors.margin - anchor * F.relu(errors.winner_drift)
+    losses = preference_loss(margin, beta=beta, kind=kind, smoothing=smoothing)
+    loss = losses.mean() if weights is None else (weights * losses).mean()
+    return loss, _pair_stats(errors)
+
+
+def dpo_loss(
+    policy_w: Tensor,
+    policy_l: Tensor,
+    reference_w: Tensor,
+    reference_l: Tensor,
+    noise: Tensor,
+    *,
+    beta: float = 50.0,  # the paper's reference code
+    kind: PairLoss = "sigmoid",
+    smoothing: float = 0.0,
+    anchor: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Stats]:
+    """HuViDPO Eq. 9 from noise predictions [B, C, F, H, W] (or [B, C, H, W] of pictures): (loss, figures).
+
+    `policy_*`: by the network in training, `reference_*`: by the frozen one; w winner, l loser. `noise` is
+    the one noise both samples of a pair were given. The figures: `margin`, `accuracy` (share of pairs with a
+    margin above 0, a tie counting one half), `winner_drift`, `loser_drift`. The other arguments are those of
+    `pair_loss`. Raises ValueError for shapes that differ.
+    """
+    parts = (policy_w, policy_l, reference_w, reference_l)
+    errors = PairErrors(*(noise_error(part, noise) for part in parts))
+    return pair_loss(errors, beta=beta, kind=kind, smoothing=smoothing, anchor=anchor, weights=weights)
+
+
+def kto_loss(
+    error: Tensor, reference_error: Tensor, desirable: Tensor, *, beta: float, weights: Tensor | None = None
+) -> tuple[Tensor, Stats]:
+    """For single samples that are simply good or bad (KTO, arXiv 2402.01306; Diffusion-KTO, 2404.04465).
+
+    `error`, `reference_error` [B]: `noise_error` of the network and of its reference; `desirable` bool [B].
+    With the gain r = -1/2 (L - Lref) and the reference point z = max(0, mean r of the batch), held fixed:
+    loss = mean of 1 - sigmoid(beta (r - z)) for good samples, 1 - sigmoid(beta (z - r)) for bad ones.
+    """
+    gain = -0.5 * (error - reference_error)
+    origin = gain.detach().mean().clamp(min=0)
+    sign = torch.where(desirable, 1.0, -1.0)
+    losses = 1 - torch.sigmoid(beta * sign * (gain - origin))
+    loss = losses.mean() if weights is None else (weights * losses).mean()
+    drift, margin = (error - reference_error).detach(), sign * gain.detach()
+    return loss, {
+        "margin": margin.mean(),
+        "accuracy": accuracy(margin),
+        "winner_drift": _mean_where(drift, desirable),
+        "loser_drift": _mean_where(drift, ~desirable),
+    }
+
+
+def accuracy(margins: Tensor) -> Tensor:
+    """Share of margins above 0, a tie counting one half."""
+    return ((margins.sign() + 1) / 2).mean()
+
+
+def _pair_stats(errors: PairErrors) -> Stats:
+    margin = errors.margin.detach()
+    return {
+        "margin": margin.mean(),
+        "accuracy": accuracy(margin),
+        "winner_drift": errors.winner_drift.detach().mean(),
+        "loser_drift": errors.loser_drift.detach().mean(),
+    }
+
+
+def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values; 0 where there are none."""
+    return values[chosen].sum() / chosen.sum().clamp(min=1)
+
+
+def _prediction_type(scheduler: DDIMScheduler) -> str:
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise HuViDPOError(f"scheduler predicts {kind!r}; training knows epsilon and v_prediction")
+    return kind

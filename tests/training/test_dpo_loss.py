@@ -1,0 +1,236 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.losses import (
+    PairErrors,
+    add_noise,
+    dpo_loss,
+    kto_loss,
+    noise_error,
+    noise_prediction,
+    pair_loss,
+    prediction_target,
+)
+
+SD14 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SHAPES = [(2, 3, 4, 5, 6), (2, 3, 5, 6)]
+SEEDS = st.integers(0, 2**31)
+
+
+def random_parts(seed, shape, dtype=torch.float32):
+    """Predictions of policy and reference for winner and loser, and the noise."""
+    return torch.randn(5, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def errors_of(*values: float) -> PairErrors:
+    """One pair: L_w, L_l, Lref_w, Lref_l."""
+    return PairErrors(*(torch.tensor([float(value)]) for value in values))
+
+
+# Equation 9
+
+
+def test_equation_9_by_hand():
+    """Two frames of one pixel; only frame 1 counts. L_w = 1, L_l = 9, Lref_w = 4, Lref_l = 1."""
+
+    def clip(value: float) -> torch.Tensor:
+        return torch.tensor([100.0, value]).reshape(1, 1, 2, 1, 1)
+
+    loss, stats = dpo_loss(clip(1), clip(3), clip(2), clip(1), torch.zeros(1, 1, 2, 1, 1), beta=0.2)
+    margin = -0.5 * ((1 - 9) - (4 - 1))
+    assert stats["margin"].item() == pytest.approx(margin) == 5.5
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2 * margin)))
+    assert stats["accuracy"] == 1
+    assert (stats["winner_drift"].item(), stats["loser_drift"].item()) == (-3, 8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_one_mean_per_sample(shape):
+    prediction, noise = random_parts(0, shape)[:2]
+    counted = (prediction - noise)[:, :, 1:] if len(shape) == 5 else prediction - noise
+    expected = torch.stack([sample.square().mean() for sample in counted])
+    torch.testing.assert_close(noise_error(prediction, noise), expected)
+    assert noise_error(prediction.bfloat16(), noise.bfloat16()).dtype == torch.float32
+
+
+def test_loss_does_not_depend_on_the_number_of_frames_or_pixels():
+    """A constant error is the same error at any size, so beta means the same."""
+    losses = []
+    for frames, side in ((2, 1), (9, 4)):
+        policy_w, policy_l, ref = (torch.full((1, 4, frames, side, side), v) for v in (0.1, 0.5, 0.3))
+        losses.append(dpo_loss(policy_w, policy_l, ref, ref, torch.zeros_like(ref), beta=50)[0])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_shapes_that_differ_are_refused():
+    parts = random_parts(0, SHAPES[0])
+    with pytest.raises(ValueError, match="want the same"):
+        dpo_loss(*parts[:4], parts[4][:, :, :3], beta=1)
+    with pytest.raises(ValueError, match="want the same"):
+        noise_error(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
+
+
+# Invariants
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, shape=st.sampled_from(SHAPES), beta=st.floats(0.01, 5000))
+def test_policy_that_equals_its_reference_has_loss_ln_2(seed, shape, beta):
+    winner, loser, _, _, noise = random_parts(seed, shape)
+    loss, stats = dpo_loss(winner, loser, winner, loser, noise, beta=beta)
+    assert loss.item() == pytest.approx(math.log(2))
+    assert (stats["accuracy"], stats["margin"]) == (0.5, 0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, shape=st.sampled_from(SHAPES))
+def test_swapping_winner_and_loser_flips_the_sign(seed, shape):
+    winner, loser, ref_w, ref_l, noise = random_parts(seed, shape)
+    _, stats = dpo_loss(winner, loser, ref_w, ref_l, noise, beta=50)
+    _, swapped = dpo_loss(loser, winner, ref_l, ref_w, noise, beta=50)
+    assert stats["margin"].item() == -swapped["margin"].item() != 0
+    assert stats["accuracy"].item() == 1 - swapped["accuracy"].item()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS, shape=st.sampled_from(SHAPES))
+def test_identical_pair_has_no_gradient(seed, shape):
+    """Winner and loser are the same sample, so whatever the network predicts, it predicts for both."""
+    _, _, ref, _, noise = random_parts(seed, shape)
+    weight = torch.tensor(0.7, requires_grad=True)
+    policy = weight * ref
+    dpo_loss(policy, policy, ref, ref, noise, beta=5000)[0].backward()
+    assert weight.grad == 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS)
+def test_first_frame_gets_no_gradient(seed):
+    parts = random_parts(seed, SHAPES[0]).requires_grad_()
+    dpo_loss(*parts, beta=50)[0].backward()
+    assert (parts.grad[:, :, :, 0] == 0).all()
+    assert (parts.grad[:4, :, :, 1:] != 0).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=SEEDS,
+    shape=st.sampled_from(SHAPES),
+    kind=st.sampled_from(["sigmoid", "ipo", "hinge"]),
+    scale=st.sampled_from([1e-3, 1.0, 30.0]),
+)
+def test_finite_at_beta_5000_in_bf16(seed, shape, kind, scale):
+    parts = (scale * random_parts(seed, shape, torch.bfloat16)).requires_grad_()
+    loss, stats = dpo_loss(*parts, beta=5000, kind=kind, anchor=1.0)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert parts.grad.isfinite().all()
+    assert all(figure.isfinite() for figure in stats.values())
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS, kind=st.sampled_from(["sigmoid", "ipo", "hinge"]))
+def test_gradient_favours_the_winner_and_disfavours_the_loser(seed, kind):
+    values = torch.rand(4, generator=torch.Generator().manual_seed(seed)) / 100
+    winner, loser = values[0].requires_grad_(), values[1].requires_grad_()
+    errors = PairErrors(winner[None], loser[None], values[2][None], values[3][None])
+    winner_grad, loser_grad = torch.autograd.grad(pair_loss(errors, beta=50, kind=kind)[0], (winner, loser))
+    assert winner_grad > 0 > loser_grad
+    assert winner_grad == -loser_grad
+
+
+# Variants, each against a value worked out by hand: m = 0.25 from these errors, u = beta m = 0.5
+
+ERRORS = (0.5, 1.5, 0.75, 1.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 0.474077),  # log(1 + e^-0.5)
+        ({"smoothing": 0.1}, 0.9 * 0.474077 + 0.1 * 0.974077),
+        ({"kind": "ipo"}, 0.0),  # m = 1 / (2 beta)
+        ({"kind": "ipo", "beta": 1.0}, 0.0625),
+        ({"kind": "hinge"}, 0.5),
+        ({"kind": "hinge", "beta": 8.0}, 0.0),
+    ],
+)
+def test_variant_equals_its_hand_computed_value(options, expected):
+    loss, stats = pair_loss(errors_of(*ERRORS), **{"beta": 2.0, **options})
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert stats["margin"].item() == 0.25
+
+
+def test_anchor_takes_the_winners_rise_off_the_margin():
+    """Both became worse, the loser more: m = 0.25, but the winner rose by 0.5."""
+    rising = errors_of(1.0, 2.0, 0.5, 1.0)
+    assert pair_loss(rising, beta=2.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
+    loss, stats = pair_loss(rising, beta=2.0, anchor=1.0)
+    assert loss.item() == pytest.approx(0.974077, abs=1e-6)  # log(1 + e^0.5): m - 0.5 = -0.25
+    assert stats["margin"].item() == 0.25
+    assert pair_loss(errors_of(*ERRORS), beta=2.0, anchor=1.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
+
+
+def test_weights_scale_each_pair():
+    errors = PairErrors(*(torch.tensor(values) for values in zip(ERRORS, (1.0, 1, 1, 1), strict=True)))
+    loss, _ = pair_loss(errors, beta=2.0, weights=torch.tensor([1.5, 0.5]))
+    assert loss.item() == pytest.approx((1.5 * 0.474077 + 0.5 * math.log(2)) / 2, abs=1e-6)
+
+
+def test_another_kind_is_refused():
+    with pytest.raises(ValueError, match="sigmoid, ipo, hinge"):
+        pair_loss(errors_of(*ERRORS), beta=1.0, kind="simpo")
+
+
+def test_kto_by_hand():
+    """Gains r = .25 (good) and -.05 (bad): z = .1, so 1 - sigmoid(2 * .15) and 1 - sigmoid(2 * .15)."""
+    error, reference = torch.tensor([0.5, 1.1]), torch.tensor([1.0, 1.0])
+    loss, stats = kto_loss(error, reference, torch.tensor([True, False]), beta=2.0)
+    assert loss.item() == pytest.approx(1 - 1 / (1 + math.exp(-0.3)), abs=1e-6)
+    assert stats["margin"].item() == pytest.approx(0.15)
+    assert stats["accuracy"] == 1
+    assert stats["winner_drift"].item() == pytest.approx(-0.5)
+    assert stats["loser_drift"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_kto_of_one_sort_only(good):
+    """Untrained: 1 - sigmoid(0). A good sample is to be learnt, a bad one to be unlearnt."""
+    error = torch.tensor([1.0, 1.0], requires_grad=True)
+    loss, stats = kto_loss(error, torch.ones(2), torch.tensor([good, good]), beta=2.0)
+    loss.backward()
+    assert loss.item() == 0.5
+    assert ((error.grad > 0) == good).all()
+    assert stats["accuracy"] == 0.5
+    assert all(figure.isfinite() for figure in stats.values())
+
+
+# The noise a network's answer means
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_perfect_answer_means_the_very_noise(kind, shape):
+    scheduler = DDIMScheduler(
+        **SD14, prediction_type=kind, rescale_betas_zero_snr=kind == "v_prediction", clip_sample=False
+    )
+    latents, noise = random_parts(0, shape)[:2]
+    timesteps = torch.tensor([3, 999])  # 999: zero terminal SNR
+    noisy = add_noise(scheduler, latents, noise, timesteps)
+    answer = prediction_target(scheduler, latents, noise, timesteps)
+    error = noise_error(noise_prediction(scheduler, answer.bfloat16(), noisy, timesteps), noise)
+    torch.testing.assert_close(error, torch.zeros(2), atol=1e-4, rtol=0)
+    exact = noise_prediction(scheduler, answer, noisy, timesteps)
+    torch.testing.assert_close(noise_error(exact, noise), torch.zeros(2), atol=1e-9, rtol=0)
+
+
+def test_a_picture_is_noised_whole():
+    latents, noise = random_parts(0, SHAPES[1])[:2]
+    noisy = add_noise(DDIMScheduler(**SD14), latents, noise, torch.tensor([999, 10]))
+    assert not torch.isclose(noisy, latents).all(dim=(1, 2, 3)).any()
