@@ -1,16 +1,17 @@
 """Named training runs: plain functions that return a full, frozen recipe.
 
-`lamp_sd14()` is the paper's; `tiny_base()` and `tiny_motion()` train the built-in family with the same code.
+`lamp_sd14()` and `paper_dpo()` are the papers'; the `tiny_*()` train the built-in family with the same code.
 Change a field with `dataclasses.replace(recipe, lr=1e-4)` or, on the command line, `--set lr=1e-4`.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from huvidpo.errors import HuViDPOError
 
 LAMP_TRAINABLE = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of an attention
 
 
 class RecipeError(HuViDPOError, ValueError):
@@ -71,15 +72,9 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class MotionRecipe(Recipe):
-    """Stage 1: motion from clips (METHOD: LAMP's few-shot tuning)."""
+class ClipRecipe(Recipe):
+    """What every run on clips has: how they are read, and how samples are made."""
 
-    trainable: tuple[str, ...] = LAMP_TRAINABLE
-    """Parts of tensor names that train; ("all",) trains the whole network, for pre-training a base."""
-    noising: Literal["forward", "ddim_inversion"] = "forward"
-    """Random noise, or the noise DDIM inversion finds in the clip (`training.inversion`)."""
-    inversion_steps: int = 50
-    """Noise levels of `ddim_inversion`: network calls per clip, made once."""
     frames: int = 16
     """Frames per clip, the first one clean."""
     height: int = 320
@@ -88,24 +83,127 @@ class MotionRecipe(Recipe):
     """Pixels."""
     fps: float = 8.0
     """Frames per second at which clips are read; a shorter clip is spread over its whole length."""
+    sample_steps: int | None = None
+    """Denoising steps of the sample clips; None takes the model's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.frames >= 1, self, "frames", "at least 1")
+        _require(self.height >= 8 and self.width >= 8, self, "height", "at least 8, like width")
+        _require(self.fps > 0, self, "fps", "above 0")
+
+
+@dataclass(frozen=True)
+class MotionRecipe(ClipRecipe):
+    """Stage 1: motion from clips (METHOD: LAMP's few-shot tuning)."""
+
+    trainable: tuple[str, ...] = LAMP_TRAINABLE
+    """Parts of tensor names that train; ("all",) trains the whole network, for pre-training a base."""
+    noising: Literal["forward", "ddim_inversion"] = "forward"
+    """Random noise, or the noise DDIM inversion finds in the clip (`training.inversion`)."""
+    inversion_steps: int = 50
+    """Noise levels of `ddim_inversion`: network calls per clip, made once."""
     flip: bool = True
     """Also train on every clip mirrored left to right."""
     text_drop: float = 0.0
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     holdout: int = 0
     """Clips kept out of training and evaluated instead; 0 evaluates on the first training clips."""
-    sample_steps: int | None = None
-    """Denoising steps of the sample clips; None takes the model's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.trainable), self, "trainable", "name parts, or ('all',)")
         _require(self.frames >= 2, self, "frames", "at least 2: the first frame is given, not learnt")
         _require(self.inversion_steps >= 1, self, "inversion_steps", "at least 1")
-        _require(self.height >= 8 and self.width >= 8, self, "height", "at least 8, like width")
-        _require(self.fps > 0, self, "fps", "above 0")
         _require(0 <= self.text_drop < 1, self, "text_drop", "at least 0 and below 1")
         _require(self.holdout >= 0, self, "holdout", "0 or more")
+
+
+@dataclass(frozen=True)
+class DPORecipe(ClipRecipe):
+    """Stage 2: preferences as a LoRA (METHOD section 5; the defaults are the paper's unless noted).
+
+    `frames` 1 means pictures: the first-frame network (`training.dpo_image`).
+    """
+
+    passes: int = 12
+    """Passes over all training pairs (clips, for kto); they make the number of steps. 0: `steps` says it."""
+    accumulation: int = 1
+    """Batches whose gradients make one step: less memory than as large a batch. Not the paper's."""
+    lr: float = 1e-4
+    """AdamW learning rate after the warm-up."""
+    weight_decay: float = 1e-4
+    """AdamW weight decay."""
+    adam_eps: float = 1e-3
+    """AdamW epsilon."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    sample_every: int = 50
+    """Steps between looks at the monitors, sample clips included; 0 takes none."""
+    lora_rank: int = 16
+    """Rank of every adapter."""
+    lora_alpha: float = 32.0
+    """An adapter adds alpha / rank * B A to its weight."""
+    lora_dropout: float = 0.1
+    """Share of an adapter's inputs that a training step leaves out."""
+    target_modules: tuple[str, ...] = PROJECTIONS
+    """Ends of the names of the linear layers that get an adapter: all attentions."""
+    loss: Literal["sigmoid", "ipo", "hinge", "kto"] = "sigmoid"
+    """`training.losses.preference_loss`; kto learns from single clips, better or worse than the mean."""
+    beta: float = 50.0
+    """How strongly the reference holds, the loss being -log sigmoid(beta m). 50: the paper's reference code;
+    Diffusion-DPO has 5000 for pictures (arXiv 2311.12908).
+    """
+    label_smoothing: float = 0.0
+    """Chance that a preference is the wrong way round; sigmoid loss only. Not the paper's, like all below."""
+    anchor: float = 0.0
+    """How much a rise of the winner's error counts against its pair: see `training.losses.pair_loss`."""
+    gap_weights: bool = False
+    """Pairs (clips, for kto) count by the gap between their ratings."""
+    lowest_timestep: float = 0.0
+    """Share of the noise schedule, 0 clean to 1 pure noise: timesteps are drawn from here ..."""
+    highest_timestep: float = 1.0
+    """... to here."""
+    prompt: Literal["own", "category"] = "own"
+    """What each clip of a pair is shown with: its caption, or for both the category's motion prompt."""
+    one_forward: bool = True
+    """Winner and loser go through the network together; False takes a little less memory, and longer."""
+    tie: float = 0.2
+    """Clips whose strengths (log-odds) differ by less make no pair."""
+    holdout: float = 0.25
+    """Share of the clips kept out of training, for the monitors and early stopping; 0 keeps none."""
+    same_prompt: bool = False
+    """Pair only clips of one prompt."""
+    patience: int = 0
+    """Looks at the monitors without a better held-out accuracy after which a run stops, and its best weights
+    are written; 0 never stops and writes the last.
+    """
+    max_winner_drift: float | None = None
+    """Rise of the winners' error, as a share of the reference's, at which a run stops; None never stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("accumulation", "lora_rank"):
+            _require(getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("passes", "patience", "anchor", "tie"):
+            _require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("lora_alpha", "beta"):
+            _require(getattr(self, name) > 0, self, name, "above 0")
+        _require(0 <= self.lora_dropout < 1, self, "lora_dropout", "at least 0 and below 1")
+        _require(bool(self.target_modules), self, "target_modules", "name layers, to_q say")
+        _require(0 <= self.label_smoothing < 0.5, self, "label_smoothing", "at least 0 and below 0.5")
+        smooth = self.loss == "sigmoid" or self.label_smoothing == 0
+        _require(smooth, self, "label_smoothing", f"0 with the {self.loss} loss")
+        _require(self.loss != "kto" or self.anchor == 0, self, "anchor", "0 with the kto loss")
+        _require(0 <= self.lowest_timestep < 1, self, "lowest_timestep", "at least 0 and below 1")
+        above = self.lowest_timestep < self.highest_timestep <= 1
+        _require(above, self, "highest_timestep", "above lowest_timestep, at most 1")
+        _require(0 <= self.holdout <= 0.5, self, "holdout", "0 to 0.5")
+        _require(self.patience == 0 or self.holdout > 0, self, "patience", "0 when no clips are held out")
+        drift = self.max_winner_drift
+        _require(drift is None or drift > 0, self, "max_winner_drift", "None or above 0")
+        blind = self.sample_every == 0 and (self.patience > 0 or drift is not None)
+        _require(not blind, self, "sample_every", "at least 1 for a run that may stop early")
 
 
 def lamp_sd14() -> MotionRecipe:
@@ -133,7 +231,39 @@ def tiny_motion() -> MotionRecipe:
 MOTION_RECIPES = {recipe.__name__: recipe for recipe in (lamp_sd14, tiny_base, tiny_motion)}
 
 
-def override(recipe: MotionRecipe, assignments: list[str]) -> MotionRecipe:
+def paper_dpo() -> DPORecipe:
+    """HuViDPO's settings: 8-16 rated clips of a category, 320x512, both clips of a pair shown one prompt."""
+    return DPORecipe(gradient_checkpointing=True, prompt="category")
+
+
+def tiny_dpo() -> DPORecipe:
+    """Preferences of one category of the tiny family, on a CPU: an adapter of 1 MB for each."""
+    return DPORecipe(
+        steps=120, passes=0, batch_size=2, lr=1e-3, adam_eps=1e-8, warmup_steps=10, precision="bf16",
+        target_modules=parts_of("attn1", "attn_temp"), height=64, width=64, max_winner_drift=0.1,
+        save_every=60, sample_every=30,
+    )  # fmt: skip
+
+
+def tiny_dpo_image() -> DPORecipe:
+    """Preferences of the tiny family's first-frame network, on a CPU."""
+    return DPORecipe(
+        steps=200, passes=0, batch_size=8, lr=1e-3, adam_eps=1e-8, warmup_steps=10, precision="bf16",
+        frames=1, height=64, width=64, max_winner_drift=0.1, save_every=100, sample_every=50,
+    )  # fmt: skip
+
+
+def parts_of(*attentions: str) -> tuple[str, ...]:
+    """The projections of some attentions only, for `target_modules`."""
+    return tuple(f"{attention}.{part}" for attention in attentions for part in PROJECTIONS)
+
+
+DPO_RECIPES = {recipe.__name__: recipe for recipe in (paper_dpo, tiny_dpo, tiny_dpo_image)}
+
+_Named = TypeVar("_Named", bound=Recipe)
+
+
+def override(recipe: _Named, assignments: list[str]) -> _Named:
     """A copy of `recipe` with fields set from `NAME=VALUE` texts; tuples are comma-separated, `none` is None.
 
     Raises RecipeError on an unknown name or a value that does not fit its field.
