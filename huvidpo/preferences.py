@@ -331,7 +331,12 @@ def read_huvidpo_json(path: Path) -> list[tuple[str, float]]:
     return pairs
 
 
-def write_huvidpo_json(path: Path, scores: Mapping[str, float]) -> None:
-    """Write video -> score 0..10 as `[{"video": ..., "score": ...}, ...]`. Raises PreferencesError."""
+def huvidpo_json(scores: Mapping[str, float]) -> str:
+    """video -> score 0..10 as `[{"video": ..., "score": ...}, ...]`. Raises PreferencesError."""
     entries = [{"video": video, "score": check_score(score)} for video, score in scores.items()]
-    path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_huvidpo_json(path: Path, scores: Mapping[str, float]) -> None:
+    """`huvidpo_json` into a file."""
+    path.write_text(huvidpo_json(scores), encoding="utf-8")
