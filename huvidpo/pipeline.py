@@ -7,6 +7,7 @@ Shapes: B requests, C latent channels, F frames, H W pixels, h w latent height a
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,11 +218,12 @@ class VideoPipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         categories: Sequence[str] | None = None,
+        weights: Mapping[str, Path] | None = None,
     ) -> "VideoPipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
         `categories` (default: all) share the tensors they do not change; one without weights uses the base
-        model, with a warning. Raises InvalidRequest for an unknown name, CheckpointError for a missing part.
+        model, with a warning. `weights`: of a category, in place of the catalog's. Raises InvalidRequest for an unknown name, CheckpointError for a missing part.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
@@ -229,11 +231,11 @@ class VideoPipeline:
         device, dtype = device_and_dtype(device, dtype)
         base = load_video_unet(entry.video_unet, dtype).to(device).eval()
         chosen = [catalog.category(name) for name in categories or catalog.categories]
+        files = {category.name: entry.categories / category.weights for category in chosen}
+        files |= weights or {}
         encoder, tokenizer = entry.video_text_encoder, entry.video_tokenizer
         return cls(
-            unets={
-                category.name: load_category(base, entry.categories / category.weights) for category in chosen
-            },
+            unets={name: load_category(base, file) for name, file in files.items()},
             vae=load_vae(entry.video_vae, device, dtype),
             text_encoder=CLIPTextModel.from_pretrained(
                 encoder.location, subfolder=encoder.subfolder, dtype=dtype
