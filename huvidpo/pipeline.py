@@ -223,7 +223,8 @@ class VideoPipeline:
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
         `categories` (default: all) share the tensors they do not change; one without weights uses the base
-        model, with a warning. `weights`: of a category, in place of the catalog's. Raises InvalidRequest for an unknown name, CheckpointError for a missing part.
+        model, with a warning. `weights`: of a category, in place of the catalog's. Raises InvalidRequest for
+        an unknown name, CheckpointError for a missing part.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
