@@ -14,7 +14,7 @@ Two kinds of folder are read:
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from tqdm import tqdm
 
 from huvidpo import video
 from huvidpo.errors import HuViDPOError
 from huvidpo.latents import to_latents
-from training.recipes import MotionRecipe
+from training.recipes import ClipRecipe, MotionRecipe
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".webp"]
@@ -163,17 +164,19 @@ def pick_frames(count: int, clip_fps: float, frames: int, fps: float) -> np.ndar
     """Which of `count` frames at `clip_fps` make a clip of `frames` at `fps`: the middle of the video.
 
     A video too short for that is spread over its whole length; no frame is ever shown twice (a stutter would
-    be learnt), so one slower than `fps` gives consecutive frames. Raises ValueError for fewer than `frames`
-    frames.
+    be learnt), so one slower than `fps` gives consecutive frames. `frames` 1: the first, a picture. Raises
+    ValueError for fewer than `frames` frames.
     """
     if count < frames:
         raise ValueError(f"has {count} frames; at least {frames} are needed")
+    if frames == 1:
+        return np.zeros(1, int)
     stride = min(max(1.0, clip_fps / fps), (count - 1) / (frames - 1))
     start = (count - 1 - stride * (frames - 1)) / 2
     return np.floor(start + stride * np.arange(frames) + 0.5).astype(int).clip(0, count - 1)
 
 
-def read_clip(path: Path, recipe: MotionRecipe) -> np.ndarray:
+def read_clip(path: Path, recipe: ClipRecipe) -> np.ndarray:
     """A video as uint8 [F, height, width, 3], cropped to the recipe's aspect. Raises ClipsError naming the
     file.
     """
@@ -192,19 +195,33 @@ def _encode_folder(
     folder: Path, vae: AutoencoderKL, recipe: MotionRecipe, cache: Path
 ) -> tuple[np.ndarray, list[str], str]:
     pairs = read_captions(folder)
+    paths, captions = [path for path, _ in pairs], [caption for _, caption in pairs]
+    latents, keys = encode_videos(paths, vae, recipe, cache)
+    if recipe.flip:
+        mirrored, more = encode_videos(paths, vae, recipe, cache, mirrored=True)
+        latents, keys = np.concatenate([latents, mirrored]), keys + more
+    return latents, captions, _key(*keys, *captions)
+
+
+def encode_videos(
+    paths: Sequence[Path], vae: AutoencoderKL, recipe: ClipRecipe, cache: Path, mirrored: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Latents float16 [N, C, F, h, w] of videos (of pictures, with F 1), each computed once and kept in
+    `cache`; and for each the hash of what it was made from. Raises ClipsError naming the file at fault.
+    """
     vae_hash = fingerprint_tensors(vae.state_dict())
-    rows, keys = [], []
-    for mirrored in (False, True) if recipe.flip else (False,):
-        for path, _ in pairs:
-            size = (recipe.frames, recipe.height, recipe.width, recipe.fps)
-            keys.append(_key(_file_digest(path), vae_hash, *size, mirrored))
-            rows.append(_cached_latents(cache / "latents" / f"{keys[-1]}.npy", path, vae, recipe, mirrored))
-    captions = [caption for _, caption in pairs]
-    return np.stack(rows), captions, _key(*keys, *captions)
+    size = (recipe.frames, recipe.height, recipe.width, recipe.fps)
+    keys = [_key(_file_digest(path), vae_hash, *size, mirrored) for path in paths]
+    files = [cache / "latents" / f"{key}.npy" for key in keys]
+    rows = [
+        _cached_latents(file, path, vae, recipe, mirrored)
+        for file, path in zip(files, tqdm(paths, "encode", disable=None), strict=True)
+    ]
+    return np.stack(rows), keys
 
 
 def _cached_latents(
-    file: Path, path: Path, vae: AutoencoderKL, recipe: MotionRecipe, mirrored: bool
+    file: Path, path: Path, vae: AutoencoderKL, recipe: ClipRecipe, mirrored: bool
 ) -> np.ndarray:
     if not file.exists():
         frames = read_clip(path, recipe)

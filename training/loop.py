@@ -58,6 +58,21 @@ class Task(Protocol):
         """Write sample clips of the network as it is now into `folder`."""
 
 
+class Watch(Protocol):
+    """Who follows a run and may end it early. In the main process only."""
+
+    def stepped(self, figures: dict[str, float]) -> None:
+        """What a step gave: loss, gradient norm and the task's own."""
+
+    def evaluated(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
+        """What `Task.evaluate` found after `step` steps, and the weights (live ones) it looked at."""
+
+    def stop(self, step: int) -> str:
+        """Why the run should end at `step`, or nothing. A pure function of what was found up to there, which
+        a resumed run's watch knows, too.
+        """
+
+
 @dataclass(frozen=True)
 class Trained:
     """Where a run stands when the loop returns."""
@@ -67,6 +82,8 @@ class Trained:
     """Trained tensors by name: the moving average where the recipe keeps one."""
     seconds_per_step: float
     """Mean of this sitting, evaluation and saving left out; nan without a step."""
+    complete: bool
+    """All steps are done, or the watch ended the run: nothing is left to resume."""
 
 
 @dataclass
@@ -88,9 +105,12 @@ def train(
     accelerator: Accelerator,
     identity: dict[str, str],
     resume: bool,
+    accumulation: int = 1,
+    watch: Watch | None = None,
 ) -> Trained:
     """Train what requires a gradient in `model` until `recipe.steps`, SIGTERM or Ctrl-C (both save first).
 
+    Each step takes the mean gradient of `accumulation` batches per process; `watch` may end the run early.
     Checkpoint, TensorBoard events and samples go into `folder`. With `resume` the run in `folder` goes on
     (or starts); `identity` (base and clips, say) must equal the run's. Raises TrainingError when a run is
     there without `resume`, is a different one, or when the loss or gradient stops being finite: before the
@@ -115,50 +135,87 @@ def train(
             looking = recipe.sample_every and (last or state.step % recipe.sample_every == 0)
             if fresh and looking and accelerator.is_main_process:
                 with _averaged(state), _eval_mode(raw):
-                    log.scalars("eval", task.evaluate(raw), state.step)
+                    found = task.evaluate(raw)
+                    log.scalars("eval", found, state.step)
                     task.sample(state.step, folder / "samples")
+                    if watch is not None:
+                        watch.evaluated(state.step, found, dict(params))
+            reason = watch.stop(state.step) if watch is not None and accelerator.is_main_process else ""
+            last = _any(last or bool(reason), accelerator)
             stopping = _any(bool(stop), accelerator)
             if state.step > start and (last or stopping or state.step % recipe.save_every == 0):
                 _save(folder / CHECKPOINT, state, recipe, identity, accelerator)
             if last or stopping:
+                log.end(state.step, reason)
                 break
             began = time.perf_counter()
-            figures = train_step(prepared, task, state, recipe, accelerator)
+            figures = train_step(prepared, task, state, recipe, accelerator, accumulation)
             elapsed = time.perf_counter() - began
             seconds += elapsed
             log.step(state.step, {**figures, "seconds": elapsed})
+            if watch is not None:
+                watch.stepped(figures)
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     weights = state.ema or {name: p.detach() for name, p in params.items()}
-    return Trained(state.step, weights, seconds / (state.step - start) if state.step > start else math.nan)
+    mean_seconds = seconds / (state.step - start) if state.step > start else math.nan
+    return Trained(state.step, weights, mean_seconds, last)
 
 
 def train_step(
-    model: nn.Module, task: Task, state: State, recipe: Recipe, accelerator: Accelerator
+    model: nn.Module,
+    task: Task,
+    state: State,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    accumulation: int = 1,
 ) -> dict[str, float]:
     """One optimiser step; returns its figures. Raises TrainingError before moving on a loss that is not
     finite.
     """
-    draw = state.step * accelerator.num_processes + accelerator.process_index
-    seed = _seed(recipe.seed, draw)
-    torch.manual_seed(seed)  # dropout
     lr = learning_rate(recipe, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-
-    loss, figures = task.loss(model, draw, torch.Generator().manual_seed(seed))
-    mean_loss = accelerator.reduce(loss.detach(), "mean").item()
-    if not math.isfinite(mean_loss):
-        raise TrainingError(_not_finite("loss", mean_loss, state.step, task.describe(draw)))
-    accelerator.backward(loss)
+    # Numbered so that 2 batches in one process are those of 2 processes with one batch each.
+    first = state.step * accumulation
+    parts = range(first, first + accumulation)
+    draws = [part * accelerator.num_processes + accelerator.process_index for part in parts]
+    figures: dict[str, float] = {}
+    for draw in draws:
+        with contextlib.nullcontext() if draw == draws[-1] else accelerator.no_sync(model):
+            found = _backward(model, task, state.step, draw, recipe, accelerator, accumulation)
+        figures = {name: figures.get(name, 0.0) + value / accumulation for name, value in found.items()}
     norm = float(accelerator.clip_grad_norm_(list(state.params.values()), recipe.clip_norm))
     if accelerator.scaler is None and not math.isfinite(norm):  # a scaler (fp16) skips such steps by itself
-        raise TrainingError(_not_finite("gradient norm", norm, state.step, task.describe(draw)))
+        batches = "; ".join(task.describe(draw) for draw in draws)
+        raise TrainingError(_not_finite("gradient norm", norm, state.step, batches))
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.ema:
         _average(state, recipe)
     state.step += 1
-    return {"loss": mean_loss, "grad_norm": norm, "lr": lr, **figures}
+    return {**figures, "grad_norm": norm, "lr": lr}
+
+
+def _backward(
+    model: nn.Module,
+    task: Task,
+    step: int,
+    draw: int,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    accumulation: int,
+) -> dict[str, float]:
+    """Add the gradient of batch `draw`, its share of the step; returns the loss of all processes and the
+    task's figures of this one.
+    """
+    seed = _seed(recipe.seed, draw)
+    torch.manual_seed(seed)  # dropout
+    loss, figures = task.loss(model, draw, torch.Generator().manual_seed(seed))
+    mean_loss = accelerator.reduce(loss.detach(), "mean").item()
+    if not math.isfinite(mean_loss):
+        raise TrainingError(_not_finite("loss", mean_loss, step, task.describe(draw)))
+    accelerator.backward(loss / accumulation)
+    return {"loss": mean_loss, **figures}
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -373,6 +430,10 @@ class _Log:
             self.bar.write(
                 f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()), file=sys.stderr
             )
+
+    def end(self, step: int, reason: str) -> None:
+        if reason:
+            self.bar.write(f"step {step}: stopped early, {reason}", file=sys.stderr)
 
     def __enter__(self) -> "_Log":
         return self
