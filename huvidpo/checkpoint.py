@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from huvidpo.errors import CheckpointError
+from huvidpo.lora import merge, split_lora
 
 Module = TypeVar("Module", bound=nn.Module)
 StrPath = str | Path
@@ -30,8 +31,6 @@ RENAMES: tuple[tuple[str, str], ...] = (
         r"\1.conv2d.\2",
     ),
 )
-
-LORA_SUFFIX = r"\.lora_([AB])(?:\.\w+)?\.weight$"  # peft: lora_A.weight, or lora_A.<adapter>.weight
 
 
 def inflated_name(name: str) -> str:
@@ -167,21 +166,8 @@ def load_huvidpo_lora(unet: Module, path: StrPath, alpha: float = 32.0) -> Modul
     tensors in the file replace the model's. Raises CheckpointError if a name matches nothing or a half of a
     pair is missing.
     """
-    pairs: dict[str, dict[str, Tensor]] = {}
-    merged: dict[str, Tensor] = {}
-    for name, tensor in load_tensors(path).items():
-        layer, half, _ = (*re.split(LORA_SUFFIX, inflated_name(name)), "", "")[:3]
-        if half:
-            pairs.setdefault(f"{layer}.weight", {})[half] = tensor
-        else:
-            merged[layer] = tensor
-    own = unet.state_dict()
-    for name, pair in pairs.items():
-        if name not in own or pair.keys() != {"A", "B"}:
-            raise CheckpointError(
-                f"{path}: lora of {name} matches no layer of the model, or misses its A or B half"
-            )
-        down, up = pair["A"].float(), pair["B"].float()
-        weight = merged.get(name, own[name]).float()
-        merged[name] = weight + (alpha / down.shape[0]) * (up.to(weight.device) @ down.to(weight.device))
-    return with_weights(unet, merged)
+    lora, full = split_lora({inflated_name(name): tensor for name, tensor in load_tensors(path).items()})
+    try:
+        return with_weights(unet, full | merge({**unet.state_dict(), **full}, lora, alpha))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error

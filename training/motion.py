@@ -18,7 +18,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +40,10 @@ from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet
 from training.data import Clips, embed_texts, fingerprint_tensors, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
+from training.lineage import commit
 from training.loop import Trained, TrainingError, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
-from training.recipes import MOTION_RECIPES, MotionRecipe, override
+from training.recipes import MOTION_RECIPES, MotionRecipe, Recipe, override
 
 EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
 
@@ -175,7 +175,7 @@ def run(
     return trained, unet, provenance
 
 
-def start_accelerate(recipe: MotionRecipe) -> Accelerator:
+def start_accelerate(recipe: Recipe) -> Accelerator:
     """Raises TrainingError for fp16 without a GPU."""
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision fp16 needs a GPU; on a CPU use --set precision=bf16 (or fp32)")
@@ -190,10 +190,10 @@ def build_task(
     `unet` is still the frozen base; its inversion depends on it.
     """
     device = accelerator.device
-    vae = _load(AutoencoderKL, model.video_vae).to(device).eval()
-    text_encoder = _load(CLIPTextModel, model.video_text_encoder).to(device).eval()
-    tokenizer = _load(CLIPTokenizer, model.video_tokenizer)
-    scheduler = _load(DDIMScheduler, model.video_scheduler)
+    vae = load_part(AutoencoderKL, model.video_vae).to(device).eval()
+    text_encoder = load_part(CLIPTextModel, model.video_text_encoder).to(device).eval()
+    tokenizer = load_part(CLIPTokenizer, model.video_tokenizer)
+    scheduler = load_part(DDIMScheduler, model.video_scheduler)
     inverted = None
     with accelerator.main_process_first():  # the others find what it cached
         clips = load_clips(folder, vae, recipe, cache)
@@ -225,23 +225,8 @@ def write_base(folder: Path, unet: VideoUNet, weights: dict[str, Tensor], proven
     part.rename(folder)
 
 
-def commit() -> str:
-    """The project's git commit, `-dirty` when files differ from it; `unknown` outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(PROJECT_ROOT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def _load(kind: Any, source: Component) -> Any:
+def load_part(kind: Any, source: Component) -> Any:
+    """A part of a catalog model by its class, `AutoencoderKL` say."""
     return kind.from_pretrained(source.location, subfolder=source.subfolder)
 
 

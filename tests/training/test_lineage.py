@@ -1,0 +1,34 @@
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from huvidpo.checkpoint import save_tensors
+from training.lineage import card_path, carried_on, commit, file_sha256, write_card
+
+
+def test_commit_is_that_of_this_checkout() -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", commit())
+
+
+def test_card_repeats_the_lineage_and_the_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "horse.safetensors"
+    lineage = {"stage": "dpo", "recipe": '{"lr": 0.1}', "stage1_recipe": '{"lr": 0.2}', "base": "ab12"}
+    save_tensors(file, {"a": torch.ones(2)}, lineage)
+    card = write_card(file, {"win_rate": 0.75})
+    assert card == card_path(file) == tmp_path / "horse.card.json"
+    assert json.loads(card.read_text()) == {
+        "file": "horse.safetensors",
+        "sha256": file_sha256(file),
+        "bytes": file.stat().st_size,
+        "lineage": lineage | {"recipe": {"lr": 0.1}, "stage1_recipe": {"lr": 0.2}},
+        "metrics": {"win_rate": 0.75},
+    }
+    write_card(file)  # replaces it
+    assert json.loads(card.read_text())["metrics"] == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["horse.card.json", "horse.safetensors"]
+
+
+def test_an_earlier_stage_is_carried_on() -> None:
+    assert carried_on({"clips": "c0"}, "stage1") == {"stage1_clips": "c0"}

@@ -1,0 +1,55 @@
+"""Where a file of weights comes from: the lineage in its safetensors metadata, and the card beside it."""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.checkpoint import read_metadata
+
+
+def commit() -> str:
+    """The project's git commit, `-dirty` when files differ from it; `unknown` outside a checkout."""
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(PROJECT_ROOT), *describe]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def carried_on(earlier: Mapping[str, str], stage: str) -> dict[str, str]:
+    """The lineage of an earlier stage inside that of a later one: its keys, each as `<stage>_<key>`."""
+    return {f"{stage}_{key}": value for key, value in earlier.items()}
+
+
+def card_path(file: Path) -> Path:
+    """horse.safetensors -> horse.card.json, beside it."""
+    return file.with_suffix(".card.json")
+
+
+def write_card(file: Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write the card of a safetensors file: its name, hash, size, lineage (metadata) and `metrics`.
+
+    Recipes, JSON texts in the metadata, are spelt out. Returns the card's path; an older card is replaced.
+    """
+    lineage = {key: _spelt_out(key, value) for key, value in sorted(read_metadata(file).items())}
+    facts = {"file": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size}
+    card = card_path(file)
+    part = card.with_name(f".{card.name}.{os.getpid()}.part")
+    text = json.dumps({**facts, "lineage": lineage, "metrics": dict(metrics or {})}, indent=1)
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(card)
+    return card
+
+
+def _spelt_out(key: str, value: str) -> Any:
+    return json.loads(value) if key == "recipe" or key.endswith("_recipe") else value

@@ -1,0 +1,142 @@
+"""Merge a preference LoRA into a category's stage-1 weights: one small file that the service loads.
+
+    python -m training.merge --model tiny --stage1 horse.safetensors --lora horse_lora.safetensors \\
+        --out models/tiny/categories/horse.safetensors --metrics promotion.json
+    python -m training.merge --model sd14 --stage1 horse.safetensors --lora horse_lora.safetensors \\
+        --out merged.safetensors --full merged_unet
+
+OUT holds the tensors that differ from the model's shared base: stage 1's, and the attention weights the LoRA
+changes. Its metadata is its lineage, stage 1's included; OUT's `.card.json` repeats it for people, with the
+metrics. `--full` also writes the whole VideoUNet as a diffusers folder.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from huvidpo.catalog import Model, load_catalog
+from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
+from huvidpo.errors import CheckpointError, HuViDPOError
+from huvidpo.loading import load_video_unet
+from huvidpo.lora import merge, pair_halves
+from huvidpo.unet import VideoUNet
+from training.data import fingerprint_tensors
+from training.lineage import carried_on, commit, write_card
+from training.motion import write_base
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors that differ from the base `unet`, float32; their lineage).
+
+    Raises CheckpointError for files that do not fit `unet` or each other, in tensors or in lineage.
+    """
+    motion, adapters = load_tensors(stage1), load_tensors(lora)
+    check_fits(unet, motion)
+    metadata = read_metadata(lora)
+    earlier = {"base": fingerprint_tensors(unet.state_dict()), "stage1": fingerprint_tensors(motion)}
+    check_lineage(lora, metadata, earlier)
+    check_lineage(stage1, read_metadata(stage1), {"base": earlier["base"]})
+    merged = merge({**unet.state_dict(), **motion}, adapters, lora_alpha(lora, metadata, adapters))
+    lineage = {
+        **carried_on(read_metadata(stage1), "stage1"),
+        **metadata,
+        **earlier,
+        "stage": "dpo",
+        "lora": fingerprint_tensors(adapters),
+        "merge_commit": commit(),
+    }
+    return {name: tensor.float() for name, tensor in motion.items()} | merged, lineage
+
+
+def check_lineage(file: Path, metadata: dict[str, str], hashes: dict[str, str]) -> None:
+    """Raise CheckpointError where `file` says that it was trained on other weights than those at hand."""
+    for name, at_hand in hashes.items():
+        said = metadata.get(name, at_hand)  # a file from elsewhere says nothing
+        if said != at_hand:
+            raise CheckpointError(
+                f"{file} was trained on other weights: its {name} is {said[:12]}..., here it is "
+                f"{at_hand[:12]}...; give the files it was trained from"
+            )
+
+
+def lora_alpha(file: Path, metadata: dict[str, str], adapters: dict[str, Tensor]) -> float:
+    """The alpha a LoRA was trained with. Raises CheckpointError if its file does not say, or is of another
+    rank than it says.
+    """
+    try:
+        rank, alpha = int(metadata["lora_rank"]), float(metadata["lora_alpha"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{file} does not say its lora_rank and lora_alpha in its metadata") from error
+    ranks = {len(down) for down, _ in pair_halves(adapters).values()}
+    if ranks - {rank}:
+        raise CheckpointError(f"{file} says lora_rank {rank}; its tensors have rank {sorted(ranks)}")
+    return alpha
+
+
+def load_base(model: Model, stage1: Path) -> VideoUNet:
+    """The base that `stage1` was trained on, float32. Inflating an image UNet draws new weights: its seed."""
+    torch.manual_seed(json.loads(read_metadata(stage1).get("recipe", "{}")).get("seed", 0))
+    return load_video_unet(model.video_unet, torch.float32)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    try:
+        return _main(args)
+    except HuViDPOError as error:
+        print(f"training.merge: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(args: argparse.Namespace) -> int:
+    model = load_catalog().model(args.model)
+    metrics = _read_metrics(args.metrics) if args.metrics else {}
+    unet = load_base(model, args.stage1)
+    tensors, lineage = merge_files(unet, args.stage1, args.lora)
+    lineage = {**lineage, "model": model.name}
+    save_tensors(args.out, {name: tensor.to(DTYPES[args.dtype]) for name, tensor in tensors.items()}, lineage)
+    card = write_card(args.out, metrics)
+    print(
+        f"{args.out}: {len(tensors)} tensors, {args.out.stat().st_size / 1e6:.1f} MB; {card.name} beside it"
+    )
+    if args.full:
+        write_base(args.full, unet, tensors, lineage)
+        print(f"{args.full}: the whole VideoUNet, for VideoUNet.from_pretrained")
+    return 0
+
+
+def _read_metrics(file: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read metrics from {file}: {error}") from error
+    if not isinstance(metrics, dict):
+        raise CheckpointError(f"{file} holds {type(metrics).__name__}; metrics are a JSON object")
+    return metrics
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.merge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a model of the catalog: tiny, sd14, ...")
+    parser.add_argument("--stage1", required=True, type=Path, help="stage-1 weights (training.motion)")
+    parser.add_argument("--lora", required=True, type=Path, help="LoRA trained on them (training.dpo)")
+    parser.add_argument("--out", required=True, type=Path, help="category weights to write (.safetensors)")
+    parser.add_argument("--full", type=Path, help="also write the whole VideoUNet into this folder, fp16")
+    parser.add_argument("--metrics", type=Path, help="JSON object for the card, promotion.json say")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="of OUT; default: fp16")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
