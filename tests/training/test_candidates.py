@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from huvidpo import video
+from huvidpo.catalog import Category
+from huvidpo.clips import file_sha256, read_clips
+from training.candidates import default_prompts, main, plan
+from training.data import read_captions
+from training.thumbnails import contact_sheet, strip
+
+
+def test_prompts_styles_and_seeds_vary_together():
+    plans = plan(["a", "b"], ["realistic", "cartoon", "claymation"], 8, 2, 100)
+    looks = [(p.prompt, p.style) for p in plans]
+    assert looks[::2] == looks[1::2], "two seeds of each"
+    assert looks[::2] == [("a", "realistic"), ("b", "cartoon"), ("a", "cartoon"), ("b", "claymation")]
+    assert [p.seed for p in plans] == list(range(100, 108))
+
+
+def test_default_prompts_differ_and_depend_on_the_seed_alone():
+    horse, candle = Category("horse", "a horse runs", ""), Category("candle", "a candle flickers", "")
+    for model, category, word in (
+        ("tiny", horse, "horse"),
+        ("tiny", candle, "candle"),
+        ("sd14", horse, "runs"),
+    ):
+        prompts = default_prompts(model, category, 6, seed=1)
+        assert len(set(prompts)) == 6
+        assert all(word in prompt and "style" not in prompt for prompt in prompts)
+        assert prompts == default_prompts(model, category, 6, seed=1)
+        assert prompts != default_prompts(model, category, 6, seed=2)
+    assert len(default_prompts("tiny", horse, 1, 0)) == 1
+
+
+def test_command_makes_a_folder_to_rate(tiny_family, tmp_path, capsys):
+    out = tmp_path / "horse"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a horse runs\n\nwhite horse on mars\n")
+    command = [
+        "--category",
+        "horse",
+        "--count",
+        "5",
+        "--out",
+        str(out),
+        "--prompts",
+        str(prompts),
+        "--seed",
+        "7",
+    ]
+    assert main(command) == 0
+    assert f"python -m service.rating --clips {out}" in capsys.readouterr().out
+    entries = read_clips(out)
+    assert [entry.prompt for entry in entries] == ["a horse runs"] * 2 + ["white horse on mars"] * 2 + [
+        "a horse runs"
+    ]
+    assert [entry.seed for entry in entries] == [7, 8, 9, 10, 11]
+    weights = tiny_family / "categories" / "horse.safetensors"
+    assert entries[0].lineage == {"weights": "horse.safetensors", "sha256": file_sha256(weights)}
+    assert entries[4].caption == "a horse runs, pixel art style"
+    assert (entries[4].category, entries[4].model) == ("horse", "tiny")
+    assert read_captions(out)[4] == (out / "0004.mp4", entries[4].caption)  # stage 1 reads the folder too
+    frames, fps = video.decode(out / "0000.mp4")
+    assert frames.shape == (16, 32, 32, 3)
+    assert fps == 8
+    assert Image.open(out / "contact_sheet.png").width > 4 * 64
+
+    assert main(command) == 2
+    assert "already holds clips" in capsys.readouterr().err
+
+
+def test_weights_may_come_from_any_file(tiny_family, tmp_path):
+    """Those of rain, for clips of horses."""
+    weights = tiny_family / "categories" / "rain.safetensors"
+    clips = {}
+    for name, more in {"own": (), "other": ("--weights", str(weights))}.items():
+        command = ["--category", "horse", "--count", "1", "--out", str(tmp_path / name), "--seed", "3", *more]
+        assert main(command) == 0
+        clips[name] = video.decode(tmp_path / name / "0000.mp4")[0]
+    (entry,) = read_clips(tmp_path / "other")
+    assert entry.lineage["sha256"] == file_sha256(weights)
+    assert not np.array_equal(clips["own"], clips["other"])
+    assert json.loads((tmp_path / "own" / "captions.jsonl").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--category", "dragon"), "known: waterfall"),
+        (("--category", "guitar"), "no weights at"),
+        (("--weights", "none.safetensors"), "no weights at none.safetensors"),
+        (("--styles", "baroque"), "known: realistic"),
+        (("--count", "0"), "expected 1 or more"),
+        (("--prompts", "/none.txt"), "cannot be read"),
+        (("--prompts", "/dev/null"), "holds none"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line(tiny_family, tmp_path, capsys, wrong, message):
+    assert main(["--category", "horse", "--out", str(tmp_path / "out"), *wrong]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_strips_and_sheets():
+    clip = np.zeros((7, 32, 48, 3), np.uint8)
+    clip[0], clip[-1] = 100, 200
+    picture = strip(clip, count=3, height=64)
+    assert picture.size == (3 * 96, 64)
+    assert picture.getpixel((48, 32)) == (100, 100, 100)
+    assert picture.getpixel((2 * 96 + 48, 32)) == (200, 200, 200)
+    sheet = contact_sheet([picture] * 3, ["short", "much longer than the strip " * 20, "ö"])
+    assert sheet.width >= 2 * 288
+    assert sheet.getpixel((48, 32)) == (100, 100, 100)
