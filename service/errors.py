@@ -33,6 +33,14 @@ class WrongMediaType(HuViDPOError):
     """The body is of a content type that is not read here."""
 
 
+class Forbidden(HuViDPOError):
+    """A page of another site sent the request."""
+
+
+class NotFound(HuViDPOError):
+    """What the request names is not here."""
+
+
 class QueueFull(HuViDPOError):
     """As many requests wait as the service holds. `retry_after`: seconds until a place should be free."""
 
@@ -64,6 +72,8 @@ class Row:
 TABLE = (
     Row(MalformedBody, 400, "malformed_body"),
     Row(InvalidRequest, 422, "invalid_request"),
+    Row(Forbidden, 403, "forbidden"),
+    Row(NotFound, 404, "not_found"),
     Row(TooLarge, 413, "body_too_large"),
     Row(WrongMediaType, 415, "unsupported_media_type"),
     Row(QueueFull, 429, "queue_full"),
@@ -76,7 +86,7 @@ INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in
 
 # Answers made by the web framework carry only a status; these are their codes.
 STATUS_CODES = {row.status: row.code for row in TABLE[2:]}
-STATUS_CODES |= {404: "not_found", 405: "method_not_allowed", 503: "not_ready"}
+STATUS_CODES |= {405: "method_not_allowed", 503: "not_ready"}
 
 
 def row_of(error: BaseException) -> Row:

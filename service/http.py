@@ -28,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MESSAGES = {
     404: "there is nothing at this path; clips are made by POST /generate_video",
-    405: "this path does not answer this method; clips are made by POST /generate_video",
+    405: "this path does not answer this method",
     503: "not ready: a runner is loading or gone",
     504: "the answer took too long",
 }
@@ -41,10 +41,13 @@ class Guard:
     Every answer carries X-Request-Id: the caller's own when it is 1-64 of A-Z a-z 0-9 . _ -, else a new one.
     """
 
-    def __init__(self, app: App, *, max_body: int, paths: frozenset[str]):
+    def __init__(
+        self, app: App, *, max_body: int, paths: frozenset[str] = frozenset(), prefixes: tuple[str, ...] = ()
+    ):
         self.app = app
         self.max_body = max_body  # bytes
-        self.paths = paths  # all others end here: BentoML's metrics keep a series for every path they see
+        # all others end here: BentoML's metrics keep a series for every path they see
+        self.paths, self.prefixes = paths, prefixes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +59,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         try:
-            if scope["path"] not in self.paths:
+            if scope["path"] not in self.paths and not scope["path"].startswith(self.prefixes):
                 await answer.fail_status(404)
                 return
             body = (

@@ -1,0 +1,261 @@
+"""The page where people say which clips they like: plays them blind, saves each answer at once.
+
+    python -m service.rating --clips runs/candidates/horse            then open http://127.0.0.1:3100/
+    python -m service.rating --clips runs/candidates/horse --host 0.0.0.0 --port 8080
+
+No model is loaded. `--clips` is a folder with captions.jsonl; answers are appended to its ratings.jsonl. The
+service serves the same page at /rate when HUVIDPO_RATING_CLIPS names a folder. More in docs/rating.md.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.preferences import huvidpo_json, read_records
+from service.errors import Forbidden, NotFound, TooLarge
+from service.http import App, Guard, Message, Receive, Scope, Send
+from service.judging import Choice, Clip, Judging, Mode, Task, mean_scores
+from service.schemas import parse
+
+Exports = Mapping[str, Callable[[Judging], str]]
+STATIC = Path(__file__).parent / "static"
+MAX_BODY = 4096  # bytes; an answer is 150
+RATER = r"\w([\w .@-]{0,38}[\w.@-])?"  # letters of any script
+PICTURES = (".gif", ".webp")  # clips that browsers show as pictures
+FILES = {"": "text/html", "app.js": "text/javascript", "server.js": "text/javascript"}
+FILES |= {"style.css": "text/css", "icon.svg": "image/svg+xml"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rater: str = Field(pattern=f"^{RATER}$")
+
+
+class _Answer(_Body):
+    task: str = Field(max_length=64)
+
+
+class ScoreAnswer(_Answer):
+    answer: float = Field(ge=0, le=10, allow_inf_nan=False)
+
+
+class CompareAnswer(_Answer):
+    answer: Choice
+
+
+Mark = Annotated[int, Field(ge=1, le=5)]
+
+
+class Marks(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    aesthetics: Mark
+    consistency: Mark
+    alignment: Mark
+
+
+class StudyAnswer(_Answer):
+    answer: Marks
+
+
+ANSWERS: dict[str, type[_Answer]] = {"score": ScoreAnswer, "compare": CompareAnswer, "study": StudyAnswer}
+
+
+def rating_app(judging: Judging, exports: Exports | None = None) -> App:
+    """The page and its API, to be mounted anywhere. Raises ClipFolderError or PreferencesError at once where
+    the folder or its ratings are malformed.
+
+    `exports`: file name -> what writes its text, offered for download; default: JSONL and HuViDPO's JSON.
+    """
+    judging.clips()
+    read_records(judging.file)
+    page = _Page(judging, exports or {"ratings.jsonl": jsonl, "huvidpo.json": huvidpo})
+    routes = [
+        Route("/api/page", page.about),
+        Route("/api/{mode}/tasks", page.tasks),
+        Route("/api/{mode}/answer", page.answer, methods=["POST"]),
+        Route("/api/{mode}/undo", page.undo, methods=["POST"]),
+        Route("/clips/{id}", page.clip),
+        Route("/export/{name}", page.export),
+        *(Route(f"/{name}", _static(name or "index.html", kind)) for name, kind in FILES.items()),
+        Mount("/", _nothing_here),
+    ]
+    return _with_headers(Starlette(routes=routes))
+
+
+def standalone(judging: Judging, exports: Exports | None = None) -> App:
+    """The page as a server of its own, with the guard of the service around it."""
+    return Guard(rating_app(judging, exports), max_body=MAX_BODY, prefixes=("/",))
+
+
+def jsonl(judging: Judging) -> str:
+    """All records as they were written, retractions too."""
+    return judging.file.read_text(encoding="utf-8") if judging.file.exists() else ""
+
+
+def huvidpo(judging: Judging) -> str:
+    """HuViDPO's own format; the score of a clip is the mean over its raters."""
+    return huvidpo_json(mean_scores(read_records(judging.file)))
+
+
+class _Page:
+    """The endpoints. Reading folders and files happens on other threads than the event loop's."""
+
+    def __init__(self, judging: Judging, exports: Exports):
+        self.judging, self.exports = judging, exports
+
+    def about(self, request: Request) -> Response:
+        return _json({"modes": self.judging.modes, "exports": list(self.exports)})
+
+    def tasks(self, request: Request) -> Response:
+        mode, rater = self._mode(request), _rater(request)
+        tasks, answers = self.judging.session(mode, rater)
+        return _json({"tasks": [_task(task) for task in tasks], "answers": answers})
+
+    async def answer(self, request: Request) -> Response:
+        mode = self._mode(request)
+        body: Any = parse(ANSWERS[mode], await _body(request))
+        answer = body.answer.model_dump() if mode == "study" else body.answer
+        await run_in_threadpool(self.judging.submit, mode, body.rater, body.task, answer)
+        return _json({"saved": body.task})
+
+    async def undo(self, request: Request) -> Response:
+        body = parse(_Body, await _body(request))
+        return _json({"undone": await run_in_threadpool(self.judging.undo, self._mode(request), body.rater)})
+
+    def clip(self, request: Request) -> Response:
+        clip = self.judging.clip(request.path_params["id"])
+        return FileResponse(clip.path, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+    def export(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.exports:
+            raise NotFound(f"there is no such export, known: {', '.join(self.exports)}")
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+        return Response(self.exports[name](self.judging), media_type="text/plain", headers=headers)
+
+    def _mode(self, request: Request) -> Mode:
+        mode = request.path_params["mode"]
+        if mode not in self.judging.modes:
+            raise NotFound(f"there is no such mode here, known: {', '.join(self.judging.modes)}")
+        return mode
+
+
+def _rater(request: Request) -> str:
+    rater = request.query_params.get("rater", "")
+    if not re.fullmatch(RATER, rater):
+        allowed = "1 to 40 letters, digits, spaces or . _ @ -, beginning with a letter or digit"
+        raise InvalidRequest(f"rater: expected {allowed}", "rater")
+    return rater
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request of our own page. Raises Forbidden, TooLarge."""
+    origin = request.headers.get("origin")
+    # Browsers send Origin with every POST; what sends none is not a browser that another site could misuse.
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise Forbidden("answers are taken from the rating page itself, not from pages of other sites")
+    body = await request.body()
+    if len(body) > MAX_BODY:
+        raise TooLarge(f"the body is larger than {MAX_BODY} bytes")
+    return body
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {"id": task.id, "clips": [_clip(clip) for clip in task.clips]}
+
+
+def _clip(clip: Clip) -> dict[str, Any]:
+    """What a rater may know of a clip: what it should show, not what made it."""
+    return {
+        "id": clip.id,
+        "picture": clip.path.suffix.lower() in PICTURES,
+        "prompt": clip.entry.prompt,
+        "style": clip.entry.style,
+    }
+
+
+def _json(content: Any) -> Response:
+    return JSONResponse(content, headers={"Cache-Control": "no-store"})
+
+
+def _static(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    content = (STATIC / name).read_bytes()
+
+    async def endpoint(request: Request) -> Response:
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    return endpoint
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound("there is nothing at this path of the rating page")
+
+
+def _with_headers(app: App) -> App:
+    """Every answer of `app` with the headers that keep a browser from loading or running anything else."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await app(scope, receive, send_more)
+
+    return wrapped
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m service.rating",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--clips", required=True, type=Path, help="folder of clips with captions.jsonl")
+    add_address(parser)
+    args = parser.parse_args(arguments)
+    try:
+        serve(standalone(Judging(args.clips)), args.host, args.port)
+    except HuViDPOError as error:
+        print(f"service.rating: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from other machines too")
+    parser.add_argument("--port", type=int, default=3100, help="default: 3100")
+
+
+def serve(app: App, host: str, port: int) -> None:
+    """Runs until SIGINT or SIGTERM."""
+    import uvicorn
+
+    print(f"open http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
