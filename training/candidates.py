@@ -2,18 +2,20 @@
 
     python -m training.candidates --model tiny --category horse --count 16 --out clips/horse
     python -m training.candidates --model tiny --category horse --out clips/horse --weights horse.safetensors
-    python -m training.candidates --model sd14 --category candle --out clips/candle --prompts prompts.txt
+    python -m training.candidates --model sd14 --category candle --out clips/candle --prompts prompts.txt \\
+        --first-frames pictures
 
 OUT receives the videos, `captions.jsonl` (huvidpo.clips says what is in a line, the lineage of the weights
 included) and `contact_sheet.png`. A prompt is used for `--seeds-per-prompt` clips in one style, so that there
 are clips of the same prompt to choose between; prompts and styles change together. Without `--prompts` the
 tiny family is asked for scenes of the world it was trained on, any other for its category's motion in various
-places.
+places. `--first-frames` is a folder of pictures, or of videos, whose first frames to start from in turn, for
+a subject that the first-frame model cannot draw.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from huvidpo import video
-from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.clips import CAPTIONS_FILE, ClipEntry, file_sha256, write_clips
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.video import read_image
+from training.data import VIDEO_SUFFIXES
 from training.thumbnails import contact_sheet, strip
 from training.tiny import world
 
 BATCH = 4  # clips made together; a clip does not depend on it
+PICTURE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp"])
 SHEET_FILE = "contact_sheet.png"
 PLACES = (
     "in the city", "by the sea", "in the snow", "at night", "in the mountains", "in the desert", "at sunset",
@@ -47,17 +52,25 @@ class Plan:
     prompt: str
     style: str
     seed: int
+    picture: str | None = None  # name of the picture to start from; None: the first-frame model draws one
 
 
-def plan(prompts: Sequence[str], styles: Sequence[str], count: int, per_prompt: int, seed: int) -> list[Plan]:
-    """`count` clips: each prompt `per_prompt` times in a row, styles in turn, seeds `seed`, `seed` + 1, ...
-
-    A prompt that comes round again comes in the next style.
+def plan(
+    prompts: Sequence[str],
+    styles: Sequence[str],
+    count: int,
+    per_prompt: int,
+    seed: int,
+    pictures: Sequence[str] = (),
+) -> list[Plan]:
+    """`count` clips: each prompt `per_prompt` times in a row; styles and pictures in turn; seeds `seed`,
+    `seed` + 1, ... A prompt that comes round again comes in the next style.
     """
     plans = []
     for i in range(count):
         again, which = divmod(i // per_prompt, len(prompts))
-        plans.append(Plan(prompts[which], styles[(which + again) % len(styles)], seed + i))
+        picture = pictures[i % len(pictures)] if pictures else None
+        plans.append(Plan(prompts[which], styles[(which + again) % len(styles)], seed + i, picture))
     return plans
 
 
@@ -95,55 +108,83 @@ def lineage_of(weights: Path) -> dict[str, str]:
     return {"weights": weights.name, "sha256": file_sha256(weights), **metadata}
 
 
-def make(
-    model: Model, category: Category, weights: Path, plans: Sequence[Plan], catalog: Catalog, out: Path
-) -> list[ClipEntry]:
-    """Render `plans` into `out`: videos, captions and contact sheet.
+def read_pictures(folder: Path) -> dict[str, np.ndarray]:
+    """File name -> uint8 [H, W, 3] of every picture, and of every video's first frame, sorted by name.
+
+    Raises InvalidRequest for a folder without any and for a file that cannot be read.
+    """
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    pictures = {path.name: read_image(path) for path in files if path.suffix.lower() in PICTURE_SUFFIXES}
+    for path in files:
+        if path.name not in pictures and path.suffix.lower() in VIDEO_SUFFIXES:
+            pictures[path.name] = video.decode(path, max_frames=1)[0][0]
+    if not pictures:
+        raise InvalidRequest(f"first_frames: {folder} holds no picture and no video", "first_frames")
+    return dict(sorted(pictures.items()))
+
+
+def render(
+    model: Model,
+    category: Category,
+    weights: Path,
+    plans: Sequence[Plan],
+    pictures: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[np.ndarray]:
+    """One clip, uint8 [F, H, W, 3], per plan. `pictures`: by the names that the plans have.
 
     Raises InvalidRequest for a prompt that is too long, CheckpointError for weights that do not fit.
     """
-    lineage = lineage_of(weights)
-    first = FirstFramePipeline.from_catalog(model.name)
-    second = VideoPipeline.from_catalog(
-        model.name, categories=[category.name], weights={category.name: weights}
-    )
     requests = [
         ClipRequest(p.prompt, category.name, p.seed, style=p.style, options=model.defaults) for p in plans
     ]
-    first.check_inputs(requests)
-    out.mkdir(parents=True, exist_ok=True)
+    first: Any = None if pictures else FirstFramePipeline.from_catalog(model.name)
+    if first:
+        first.check_inputs(requests)  # before any work
+    chosen = {category.name: weights}
+    second = VideoPipeline.from_catalog(model.name, categories=list(chosen), weights=chosen)
+    for start in range(0, len(plans), BATCH):
+        batch = requests[start : start + BATCH]
+        names = [str(p.picture) for p in plans[start : start + BATCH]]
+        images: Any = [pictures[name] for name in names] if pictures else first(batch)
+        clips: Any = second(batch, images)  # None only where a caller drops a clip, and none is dropped
+        yield from clips
+
+
+def make(
+    model: Model,
+    category: Category,
+    weights: Path,
+    plans: Sequence[Plan],
+    styles: Mapping[str, Style],
+    out: Path,
+    pictures: Mapping[str, np.ndarray] | None = None,
+) -> list[ClipEntry]:
+    """Render `plans` into the folder `out`: videos, captions and contact sheet. Raises as `render`."""
+    lineage = lineage_of(weights)
     entries: list[ClipEntry] = []
     strips: list[Image.Image] = []
-    with tqdm(total=len(requests), desc=category.name, unit="clip") as bar:
-        for start in range(0, len(requests), BATCH):
-            batch = requests[start : start + BATCH]
-            images: Any = first(batch)  # None only where a caller drops a clip, and there is none
-            clips: Any = second(batch, images)
-            for request, clip in zip(batch, clips, strict=True):
-                name = f"{len(entries):04d}.mp4"
-                (out / name).write_bytes(video.encode(clip, request.options.fps))
-                entries.append(_entry(name, request, model, catalog, lineage))
-                strips.append(strip(clip))
-                bar.update()
+    clips = render(model, category, weights, plans, pictures)
+    out.mkdir(parents=True, exist_ok=True)
+    for i, (p, clip) in enumerate(
+        zip(plans, tqdm(clips, total=len(plans), desc=category.name, unit="clip"), strict=True)
+    ):
+        entry = ClipEntry(
+            video=f"{i:04d}.mp4",
+            caption=styles[p.style].apply(p.prompt),
+            prompt=p.prompt,
+            style=p.style,
+            category=category.name,
+            seed=p.seed,
+            model=model.name,
+            lineage=lineage | ({"first_frame": p.picture} if p.picture else {}),
+        )
+        (out / entry.video).write_bytes(video.encode(clip, model.defaults.fps))
+        entries.append(entry)
+        strips.append(strip(clip, height=96))
     labels = [f"{entry.video[:4]} {entry.caption} ({entry.seed})" for entry in entries]
     contact_sheet(strips, labels).save(out / SHEET_FILE)
     write_clips(out, entries)  # last: with it the folder is complete
     return entries
-
-
-def _entry(
-    name: str, request: ClipRequest, model: Model, catalog: Catalog, lineage: dict[str, str]
-) -> ClipEntry:
-    return ClipEntry(
-        video=name,
-        caption=catalog.style(request.style).apply(request.prompt),
-        prompt=request.prompt,
-        style=request.style,
-        category=request.category,
-        seed=request.seed,
-        model=model.name,
-        lineage=lineage,
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,8 +216,9 @@ def _main(args: argparse.Namespace) -> int:
         else default_prompts(model.name, category, different, args.seed)
     )
     styles = [catalog.style(name).name for name in args.styles or catalog.styles]
-    plans = plan(prompts, styles, args.count, args.seeds_per_prompt, args.seed)
-    entries = make(model, category, weights, plans, catalog, args.out)
+    pictures = read_pictures(args.first_frames) if args.first_frames else {}
+    plans = plan(prompts, styles, args.count, args.seeds_per_prompt, args.seed, list(pictures))
+    entries = make(model, category, weights, plans, catalog.styles, args.out, pictures)
     print(f"{args.out}: {len(entries)} clips; look at {SHEET_FILE}, then rate them:")
     print(f"  python -m service.rating --clips {args.out}")
     return 0
@@ -194,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must hold no clips yet")
     parser.add_argument("--weights", type=Path, help="the category's weights; default: the catalog's")
     parser.add_argument("--prompts", type=Path, help="text file with one prompt a line, without a style")
+    parser.add_argument(
+        "--first-frames", type=Path, help="folder of pictures or videos to start from; default: drawn"
+    )
     parser.add_argument("--styles", nargs="+", metavar="STYLE", help="default: all of the catalog")
     parser.add_argument("--seeds-per-prompt", type=int, default=2, help="clips of each prompt (2)")
     parser.add_argument(

@@ -2,12 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from clips import write_clip
 from PIL import Image
 
 from huvidpo import video
 from huvidpo.catalog import Category
 from huvidpo.clips import file_sha256, read_clips
-from training.candidates import default_prompts, main, plan
+from training.candidates import default_prompts, main, plan, read_pictures
 from training.data import read_captions
 from training.thumbnails import contact_sheet, strip
 
@@ -86,6 +87,21 @@ def test_weights_may_come_from_any_file(tiny_family, tmp_path):
     assert json.loads((tmp_path / "own" / "captions.jsonl").read_text())["seed"] == 3
 
 
+def test_clips_may_start_from_given_pictures(tiny_family, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    write_clip(folder / "a.mp4", frames=3, size=(32, 32))
+    Image.new("RGB", (64, 64), (250, 0, 0)).save(folder / "b.png")
+    (folder / "notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    command = ["--category", "horse", "--count", "3", "--out", str(out), "--first-frames", str(folder)]
+    assert main(command) == 0
+    assert [entry.lineage["first_frame"] for entry in read_clips(out)] == ["a.mp4", "b.png", "a.mp4"]
+    pictures = read_pictures(folder)
+    assert list(pictures) == ["a.mp4", "b.png"]
+    assert pictures["b.png"][0, 0].tolist() == [250, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -94,6 +110,7 @@ def test_weights_may_come_from_any_file(tiny_family, tmp_path):
         (("--weights", "none.safetensors"), "no weights at none.safetensors"),
         (("--styles", "baroque"), "known: realistic"),
         (("--count", "0"), "expected 1 or more"),
+        (("--first-frames", "/none"), "holds no picture"),
         (("--prompts", "/none.txt"), "cannot be read"),
         (("--prompts", "/dev/null"), "holds none"),
     ],
