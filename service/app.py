@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from threading import Thread
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,19 @@ class GuardedService(bentoml.Service):
 
         max_body = SETTINGS.max_body_mib * 2**20 if is_main else RUNNER_BODY
         return Guard(super().to_asgi(is_main), max_body=max_body, paths=PATHS)
+
+
+class GatewayService(GuardedService):
+    """The gateway with our pages, past BentoML: its metrics would keep a series for every clip."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        from huvidpo.catalog import load_catalog
+        from service import pages
+        from service.http import Guard
+
+        guard = super().to_asgi(is_main)
+        app = pages.with_pages(guard.app, SETTINGS, load_catalog())
+        return Guard(app, max_body=guard.max_body, paths=guard.paths | pages.PATHS, prefixes=(pages.PREFIX,))
 
 
 class _Runner:
@@ -114,7 +128,7 @@ class GenerateBody(bentoml.IODescriptor, GenerateRequest):
         )  # what BentoML takes the arguments from
 
 
-@bentoml.service(service_class=GuardedService, runner_probe={"enabled": False}, **_COMMON)
+@bentoml.service(service_class=GatewayService, runner_probe={"enabled": False}, **_COMMON)
 class Gateway:
     """Text-to-video: a prompt, a category of motion and a style in, a clip out."""
 
@@ -123,12 +137,15 @@ class Gateway:
 
     def __init__(self) -> None:
         from huvidpo.catalog import load_catalog
-        from service import remote
+        from service import lineage, remote
         from service.generation import Generation
 
         first_frame = partial(remote.run, self.first_frame, accept_timeout=SETTINGS.accept_timeout)
         video = partial(remote.run, self.video, accept_timeout=SETTINGS.accept_timeout)
-        self.core = Generation(SETTINGS, load_catalog(), first_frame, video)
+        catalog = load_catalog()
+        self.core = Generation(SETTINGS, catalog, first_frame, video)
+        # hashing gigabytes takes a while: nobody waits for it
+        Thread(target=lineage.publish, args=(catalog, SETTINGS.model), daemon=True).start()
 
     @bentoml.api(input_spec=GenerateBody)
     async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:

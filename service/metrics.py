@@ -39,3 +39,9 @@ STEPS = Counter(
 CANCELLED = Counter(
     "huvidpo_cancelled_jobs", "Jobs dropped because nobody waited for them any more.", ["stage"]
 )
+WEIGHTS = Gauge(
+    "huvidpo_category_weights_info",
+    "Weights a category runs on; 1.",
+    ["category", "stage", "sha256"],
+    multiprocess_mode="livemax",
+)

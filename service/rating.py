@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from huvidpo.errors import HuViDPOError, InvalidRequest
 from huvidpo.preferences import huvidpo_json, read_records
@@ -35,8 +35,9 @@ STATIC = Path(__file__).parent / "static"
 MAX_BODY = 4096  # bytes; an answer is 150
 RATER = r"\w([\w .@-]{0,38}[\w.@-])?"  # letters of any script
 PICTURES = (".gif", ".webp")  # clips that browsers show as pictures
-FILES = {"": "text/html", "app.js": "text/javascript", "server.js": "text/javascript"}
-FILES |= {"style.css": "text/css", "icon.svg": "image/svg+xml"}
+SCRIPTS = ("app.js", "server.js", "view.js")
+FILES = {"": "text/html", "style.css": "text/css", "icon.svg": "image/svg+xml"}
+FILES |= dict.fromkeys(SCRIPTS, "text/javascript")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -99,9 +100,10 @@ def rating_app(judging: Judging, exports: Exports | None = None) -> App:
         Route("/clips/{id}", page.clip),
         Route("/export/{name}", page.export),
         *(Route(f"/{name}", _static(name or "index.html", kind)) for name, kind in FILES.items()),
-        Mount("/", _nothing_here),
     ]
-    return _with_headers(Starlette(routes=routes))
+    app = Starlette(routes=routes)
+    app.router.default, app.router.redirect_slashes = _nothing_here, False
+    return _with_headers(app)
 
 
 def standalone(judging: Judging, exports: Exports | None = None) -> App:

@@ -25,6 +25,7 @@ class Settings:
     max_image_megapixels: int = 16  # largest uploaded first frame in millions of pixels, 1..200
     request_timeout: int = 600  # seconds until a request is given up with 504, 1..86400
     accept_timeout: int = 15  # seconds a runner has to accept a job before 503, 1..600
+    rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():

@@ -1,12 +1,8 @@
 // The rating page: one question at a time, every answer saved before the next one appears.
 
 import { Refused, server } from "./server.js";
+import { CRITERIA, button, choices, criteria, element, finished, heading, key, players, preload, replay, scale, showMarks } from "./view.js";
 
-const CRITERIA = [
-  ["aesthetics", "Aesthetics", "How good does it look?", "ugly or broken", "all right", "beautiful"],
-  ["consistency", "Consistency", "Do things keep their shape while they move?", "melts or flickers", "small jumps", "smooth and stable"],
-  ["alignment", "Alignment", "Does it show what the text says?", "something else", "a part of it", "all of it"],
-];
 const TITLES = { score: "Score", compare: "Compare", study: "Study" };
 const WELCOME = {
   score: "You will see short clips, one after the other, and score each from 0 to 10. Go by your gut: how much do you like it, and does it show what the text says?",
@@ -17,7 +13,6 @@ const KEYS = {
   compare: [["←", "left is better"], ["→", "right is better"], ["↓", "tie"]],
   study: [["1 – 5", "mark"], ["⌫", "back one mark"]],
 };
-const COMMON_KEYS = [["S", "skip"], ["U", "undo"], ["R", "replay"]];
 const ARROWS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" };
 
 const $ = (id) => document.getElementById(id);
@@ -32,15 +27,6 @@ const state = {
   busy: true,
 };
 
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
-const button = (className, onclick, ...children) =>
-  element("button", { type: "button", className, onclick }, ...children);
-const key = (text) => element("kbd", { textContent: text });
 const half = (score) => (score % 1 ? `${Math.floor(score) || ""}½` : `${score}`);
 
 // Start
@@ -161,7 +147,7 @@ function giveScore(score) {
 function giveMark(mark, name = CRITERIA.find(([name]) => !(name in state.marks))?.[0]) {
   if (!name || state.busy) return;
   state.marks[name] = mark;
-  showMarks();
+  showMarks(state.marks);
   if (CRITERIA.every(([name]) => name in state.marks)) {
     answer(state.marks, CRITERIA.map(([name]) => state.marks[name]).join(" · "));
   }
@@ -170,7 +156,7 @@ function giveMark(mark, name = CRITERIA.find(([name]) => !(name in state.marks))
 function takeMarkBack() {
   const last = CRITERIA.findLast(([name]) => name in state.marks);
   if (last && !state.busy) delete state.marks[last[0]];
-  showMarks();
+  showMarks(state.marks);
 }
 
 // Keyboard
@@ -182,8 +168,7 @@ function onKey(event) {
 }
 
 function commonKey(event) {
-  const actions = { s: skip, u: undo, r: replay };
-  const action = actions[event.key.toLowerCase()];
+  const action = { s: skip, u: undo, r: replay }[event.key.toLowerCase()];
   action?.();
   return Boolean(action);
 }
@@ -217,23 +202,13 @@ const shifted = (event) => event.shiftKey && !/^\d$/.test(event.key);
 
 function toggleHalf() {
   state.half = !state.half;
-  $("half").setAttribute("aria-pressed", state.half);
+  $("half").ariaPressed = state.half;
 }
 
 const choose = (choice) =>
   answer(choice, { left: "Left", right: "Right", tie: "Tie" }[choice], document.querySelector(`[data-choice="${choice}"]`));
 
-function replay() {
-  for (const clip of document.querySelectorAll(".clip video, .clip img")) {
-    if (clip.tagName === "IMG") clip.src = clip.src;
-    else {
-      clip.currentTime = 0;
-      clip.play().catch(() => {});
-    }
-  }
-}
-
-// Pictures
+// Screen
 
 let fading;
 function toast(text, hint = null) {
@@ -243,16 +218,17 @@ function toast(text, hint = null) {
   fading = setTimeout(() => $("toast").classList.remove("shown"), 2200);
 }
 
+let ahead = []; // clips of the next question, kept while this one is on show
 function render(next) {
   renderHeader();
-  const controls = { score: scoreControls, compare: compareControls, study: studyControls };
-  $("stage").className = state.task ? state.mode : "done";
-  if (state.task) $("stage").replaceChildren(prompts(), clips(), controls[state.mode]());
-  else $("stage").replaceChildren(finished());
-  if (state.task && state.mode === "study") showMarks();
-  const legend = [...(state.task ? KEYS[state.mode] : []), ...(state.task ? COMMON_KEYS : [COMMON_KEYS[1]])];
-  $("keys").replaceChildren(...legend.map(([name, text]) => element("span", {}, key(name), text)));
-  if (next) preload(next);
+  $("stage").className = state.task ? `asks-${state.mode}` : "done";
+  $("stage").replaceChildren(...(state.task ? question(state.task.clips) : [ending()]));
+  if (state.task && state.mode === "study") showMarks(state.marks);
+  const hints = (state.task ? KEYS[state.mode] : []).map(([name, text]) => element("span", {}, key(name), text));
+  const press = (name, text, action) => button("press", action, key(name), text);
+  const always = [press("S", "skip", skip), press("U", "undo", undo), press("R", "replay", replay)];
+  $("keys").replaceChildren(...hints, ...(state.task ? always : [always[1]]));
+  ahead = next ? preload(next.clips) : [];
 }
 
 function renderHeader() {
@@ -263,121 +239,37 @@ function renderHeader() {
   $("who").textContent = state.rater;
   $("who").hidden = false;
   const tab = (mode) => {
-    const node = button("tab", () => alone(() => enter(state.rater, mode)), TITLES[mode]);
+    const node = button("tab", () => go(mode), TITLES[mode]);
     if (mode === state.mode) node.setAttribute("aria-current", "page");
     return node;
   };
+  $("modes").hidden = state.modes.length === 1;
   $("modes").replaceChildren(...state.modes.map(tab));
 }
 
-// One line for a clip or for two of the same text; else each clip has its own (see `clips`).
-function prompts() {
-  const [clip, other] = state.task.clips;
-  const shared = !other || (clip.prompt === other.prompt && clip.style === other.style);
-  return shared ? prompt(clip) : element("p", { className: "prompt ask", textContent: "Which one is better?" });
-}
-
-const prompt = (clip) => element("p", { className: "prompt" }, `“${clip.prompt}”`,
-  clip.style ? element("span", { className: "style", textContent: clip.style.replace("-", " ") }) : null);
-
-function clips() {
-  const own = prompts().classList.contains("ask");
-  const sides = state.task.clips.length === 2 ? ["left", "right"] : [null];
-  return element("div", { className: "clips" }, ...state.task.clips.map((clip, i) =>
-    element("figure", { className: "clip" }, media(clip, sides[i]), own ? prompt(clip) : null)));
-}
-
-function media(clip, side) {
+function question(clips) {
   const broken = () => toast("This browser cannot play the clip; skip it with S");
-  const shared = { src: `clips/${clip.id}`, onerror: broken, onclick: side ? () => choose(side) : replay };
-  if (clip.picture) return element("img", { ...shared, alt: "", onload: (event) => fit(event.target, event.target.naturalWidth) });
-  const video = element("video", { ...shared, muted: true, loop: true, autoplay: true, playsInline: true, preload: "auto" });
-  video.onloadedmetadata = () => fit(video, video.videoWidth);
-  return video;
-}
-
-// Clips of a few pixels keep their pixels instead of being smeared over the screen.
-const fit = (node, width) => node.classList.toggle("small", width <= 128);
-
-let ahead = [];
-function preload(task) {
-  ahead = task.clips.map((clip) => element(clip.picture ? "img" : "video", { src: `clips/${clip.id}`, preload: "auto", muted: true }));
-}
-
-function scoreControls() {
-  const scores = Array.from({ length: 11 }, (_, score) => {
-    const node = button("score", () => giveScore(score + (state.half ? 0.5 : 0)), `${score}`);
-    node.dataset.score = score;
-    node.style.setProperty("--level", score / 10);
-    return node;
-  });
-  const halves = button("half", toggleHalf, "+ ½");
-  halves.id = "half";
-  halves.title = "The next score gets a half more";
-  halves.setAttribute("aria-pressed", "false");
-  return element("div", { className: "scores" },
-    element("div", { className: "scale", role: "group", ariaLabel: "Score from 0 to 10" }, ...scores), halves,
-    element("div", { className: "anchors" }, ...["broken", "all right", "could not be better"].map((text) => element("span", { textContent: text }))));
-}
-
-function compareControls() {
-  const one = (choice, arrow, text) => {
-    const node = button("choice", () => choose(choice), key(arrow), text);
-    node.dataset.choice = choice;
-    return node;
+  const press = (side) => (side ? choose(side) : replay());
+  const controls = {
+    score: () => scale((score) => giveScore(score + (state.half ? 0.5 : 0)), toggleHalf),
+    compare: () => choices(choose),
+    study: () => criteria(giveMark),
   };
-  return element("div", { className: "choices" }, one("left", "←", "Left"), one("tie", "↓", "Tie"), one("right", "→", "Right"));
+  return [heading(clips), players(clips, { press, broken }), controls[state.mode]()];
 }
 
-function studyControls() {
-  return element("div", { className: "criteria" }, ...CRITERIA.map(([name, title, question, ...anchors]) => {
-    const marks = [1, 2, 3, 4, 5].map((mark) => {
-      const label = mark % 2 ? element("small", { textContent: anchors[(mark - 1) / 2] }) : null;
-      const node = button("mark", () => giveMark(mark, name), element("b", { textContent: mark }), label);
-      node.dataset.mark = mark;
-      return node;
-    });
-    const row = element("div", { className: "criterion", role: "group", ariaLabel: title },
-      element("div", {}, element("h2", { textContent: title }), element("p", { textContent: question })), ...marks);
-    row.dataset.name = name;
-    return row;
-  }));
-}
-
-function showMarks() {
-  const current = CRITERIA.find(([name]) => !(name in state.marks))?.[0];
-  for (const row of document.querySelectorAll(".criterion")) {
-    row.classList.toggle("current", row.dataset.name === current);
-    for (const node of row.querySelectorAll(".mark")) {
-      node.classList.toggle("chosen", Number(node.dataset.mark) === state.marks[row.dataset.name]);
-    }
-  }
-}
-
-function finished() {
+function ending() {
   const other = state.modes.find((mode) => mode !== state.mode);
-  const what = state.tasks.length ? `All ${state.tasks.length} answers are saved.` : "There is nothing to compare here.";
-  return element("div", { className: "finished" },
-    element("div", { className: "tick", textContent: "✓" }),
-    element("h1", { textContent: `Thank you, ${state.rater}!` }),
-    element("p", { textContent: what }),
-    state.mode === "score" ? histogram() : null,
-    other ? button("primary", () => alone(() => enter(state.rater, other)), other === "compare" ? "Now compare clips side by side" : "Now score clips one by one") : null,
-    element("p", { className: "exports" }, "Everybody's answers: ", ...state.exports.map((name) =>
-      element("a", { href: `export/${name}`, download: name, textContent: name }))));
+  return finished({
+    rater: state.rater,
+    count: state.tasks.length,
+    scores: state.mode === "score" ? [...state.answers.values()] : null,
+    exports: state.exports,
+    proceed: other && (() => go(other)),
+    proceedText: other === "compare" ? "Now compare clips side by side" : "Now score clips one by one",
+  });
 }
 
-function histogram() {
-  const counts = Array(11).fill(0);
-  for (const score of state.answers.values()) counts[Math.floor(score)] += 1;
-  const most = Math.max(...counts, 1);
-  return element("div", { className: "histogram", role: "img", ariaLabel: `Your scores: ${counts.join(", ")}` },
-    ...counts.map((count, score) => {
-      const bar = element("i", { title: `${count}` });
-      bar.style.height = `${(72 * count) / most + 3}px`;
-      bar.style.setProperty("--level", score / 10);
-      return element("div", {}, bar, `${score}`);
-    }));
-}
+const go = (mode) => alone(() => enter(state.rater, mode));
 
 start();

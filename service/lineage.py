@@ -1,0 +1,88 @@
+"""Which weights this service runs, and where each came from: GET /models and a metric."""
+
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from huvidpo.catalog import Catalog, Category, Model
+from huvidpo.clips import file_sha256
+from service.metrics import WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+
+def describe(catalog: Catalog, model_name: str) -> dict[str, Any]:
+    """The served model, its categories with their weights, and the styles. Raises InvalidRequest.
+
+    `weights` of a category: file, bytes, sha256, lineage (as `training.merge` and `training.motion` wrote it)
+    and metrics (of the card beside it); null where there are none and the base model is used.
+    """
+    model = catalog.model(model_name)
+    return {
+        "model": model.name,
+        "description": model.description,
+        "categories": [_category(model, category) for category in catalog.categories.values()],
+        "styles": [{"name": style.name, "template": style.template} for style in catalog.styles.values()],
+    }
+
+
+def publish(catalog: Catalog, model_name: str) -> None:
+    """Sets the metric huvidpo_category_weights_info of every category. Reads each weight file once."""
+    for category in describe(catalog, model_name)["categories"]:
+        weights = category["weights"] or {"sha256": "", "lineage": {"stage": "base"}}
+        stage = weights["lineage"].get("stage", "unknown")
+        WEIGHTS.labels(category["name"], stage, weights["sha256"]).set(1)
+
+
+def _category(model: Model, category: Category) -> dict[str, Any]:
+    file = _file(model.categories / category.weights)
+    weights = None
+    if file is not None:
+        stat = file.stat()
+        weights = _weights(file, stat.st_mtime_ns, stat.st_size)
+    return {"name": category.name, "motion_prompt": category.motion_prompt, "weights": weights}
+
+
+def _file(weights: Path) -> Path | None:
+    """The file itself, or the one in a folder of LAMP's layout."""
+    if weights.is_dir():
+        return next(iter(sorted(weights.rglob("diffusion_pytorch_model.*"), reverse=True)), None)
+    return weights if weights.is_file() else None
+
+
+@lru_cache(maxsize=1024)
+def _weights(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    """Of a file that was last changed then: read once, and again when it changes."""
+    sha256 = file_sha256(file)
+    return {
+        "file": file.name,
+        "bytes": size,
+        "sha256": sha256,
+        "lineage": _metadata(file),
+        "metrics": _metrics(file.with_suffix(".card.json"), sha256),
+    }
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    # huvidpo.checkpoint.read_metadata reads the same, but imports torch, which the gateway does without.
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return tensors.metadata() or {}
+    except (OSError, SafetensorError):  # .bin files have none
+        return {}
+
+
+def _metrics(card: Path, sha256: str) -> dict[str, Any]:
+    """Those of a card that was written for exactly this file."""
+    try:
+        facts = json.loads(card.read_text(encoding="utf-8"))
+        return facts["metrics"] if facts["sha256"] == sha256 else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError):
+        logger.warning("%s cannot be read as a card: left out", card)
+        return {}

@@ -1,0 +1,141 @@
+// Builds what is on the screen. Knows nothing of answers: what a press does comes in as a function.
+
+export const CRITERIA = [
+  ["aesthetics", "Aesthetics", "How good does it look?", "ugly or broken", "all right", "beautiful"],
+  ["consistency", "Consistency", "Do things keep their shape while they move?", "melts or flickers", "small jumps", "smooth and stable"],
+  ["alignment", "Alignment", "Does it show what the text says?", "something else", "a part of it", "all of it"],
+];
+const SCORE_ANCHORS = ["broken", "all right", "could not be better"];
+const SMALL = 128; // pixels; clips up to this width keep their pixels instead of being smeared over the screen
+
+export function element(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+export const button = (className, onclick, ...children) =>
+  element("button", { type: "button", className, onclick }, ...children);
+
+export const key = (text) => element("kbd", { textContent: text });
+
+// Clips
+
+// The text above the clips: that of the one clip, or of two that share it.
+export function heading([clip, other]) {
+  if (!other || sameText(clip, other)) return prompt(clip);
+  return element("p", { className: "prompt ask", textContent: "Which one is better?" });
+}
+
+// One clip, or two with the left one first; each with its own text below where the texts differ.
+export function players(clips, { press, broken }) {
+  const own = clips.length === 2 && !sameText(...clips);
+  const sides = clips.length === 2 ? ["left", "right"] : [null];
+  const figures = clips.map((clip, i) => element("figure", { className: "clip" },
+    player(clip, () => press(sides[i]), broken), own ? prompt(clip) : null));
+  return element("div", { className: "clips" }, ...figures);
+}
+
+const sameText = (a, b) => a.prompt === b.prompt && a.style === b.style;
+
+const prompt = (clip) => element("p", { className: "prompt" }, `“${clip.prompt}”`,
+  clip.style ? element("span", { className: "style", textContent: clip.style.replace("-", " ") }) : null);
+
+function player(clip, onclick, onerror) {
+  const shared = { src: `clips/${clip.id}`, onclick, onerror };
+  const fit = (node, width) => node.classList.toggle("small", width <= SMALL);
+  if (clip.picture) return element("img", { ...shared, alt: "", onload: ({ target }) => fit(target, target.naturalWidth) });
+  const video = element("video", { ...shared, muted: true, loop: true, autoplay: true, playsInline: true, preload: "auto" });
+  video.onloadedmetadata = () => fit(video, video.videoWidth);
+  return video;
+}
+
+// Loads clips into the browser's cache, so that the next question appears at once.
+export const preload = (clips) => clips.map((clip) =>
+  element(clip.picture ? "img" : "video", { src: `clips/${clip.id}`, preload: "auto", muted: true }));
+
+export function replay() {
+  for (const clip of document.querySelectorAll(".clip video, .clip img")) {
+    if (clip.tagName === "IMG") clip.src = clip.src;
+    else {
+      clip.currentTime = 0;
+      clip.play().catch(() => {});
+    }
+  }
+}
+
+// Controls
+
+export function scale(giveScore, toggleHalf) {
+  const steps = Array.from({ length: 11 }, (_, score) => {
+    const node = button("step", () => giveScore(score), `${score}`);
+    node.dataset.score = score;
+    node.style.setProperty("--level", score / 10);
+    return node;
+  });
+  const half = button("half", toggleHalf, "+ ½");
+  Object.assign(half, { id: "half", title: "The next score gets a half more", ariaPressed: "false" });
+  return element("div", { className: "scores" },
+    element("div", { className: "scale", role: "group", ariaLabel: "Score from 0 to 10" }, ...steps), half,
+    element("div", { className: "anchors" }, ...SCORE_ANCHORS.map((text) => element("span", { textContent: text }))));
+}
+
+export function choices(choose) {
+  const one = (choice, arrow, text) => {
+    const node = button("choice", () => choose(choice), key(arrow), text);
+    node.dataset.choice = choice;
+    return node;
+  };
+  return element("div", { className: "choices" }, one("left", "←", "Left"), one("tie", "↓", "Tie"), one("right", "→", "Right"));
+}
+
+export function criteria(giveMark) {
+  return element("div", { className: "criteria" }, ...CRITERIA.map(([name, title, question, ...anchors]) => {
+    const marks = [1, 2, 3, 4, 5].map((mark) => {
+      const anchor = mark % 2 ? element("small", { textContent: anchors[(mark - 1) / 2] }) : null;
+      const node = button("mark", () => giveMark(mark, name), element("b", { textContent: mark }), anchor);
+      node.dataset.mark = mark;
+      return node;
+    });
+    const row = element("div", { className: "criterion", role: "group", ariaLabel: title },
+      element("div", {}, element("h2", { textContent: title }), element("p", { textContent: question })), ...marks);
+    row.dataset.name = name;
+    return row;
+  }));
+}
+
+export function showMarks(marks) {
+  const current = CRITERIA.find(([name]) => !(name in marks))?.[0];
+  for (const row of document.querySelectorAll(".criterion")) {
+    row.classList.toggle("current", row.dataset.name === current);
+    for (const node of row.querySelectorAll(".mark")) {
+      node.classList.toggle("chosen", Number(node.dataset.mark) === marks[row.dataset.name]);
+    }
+  }
+}
+
+// The end
+
+export function finished({ rater, count, scores, exports, proceed, proceedText }) {
+  return element("div", { className: "finished" },
+    element("div", { className: "tick", textContent: "✓" }),
+    element("h1", { textContent: `Thank you, ${rater}!` }),
+    element("p", { textContent: count ? `All ${count} answers are saved.` : "There is nothing to compare here." }),
+    scores ? histogram(scores) : null,
+    proceed ? button("primary", proceed, proceedText) : null,
+    element("p", { className: "exports" }, "Everybody's answers: ", ...exports.map((name) =>
+      element("a", { href: `export/${name}`, download: name, textContent: name }))));
+}
+
+function histogram(scores) {
+  const counts = Array(11).fill(0);
+  for (const score of scores) counts[Math.floor(score)] += 1;
+  const most = Math.max(...counts, 1);
+  const bars = counts.map((count, score) => {
+    const bar = element("i", { title: `${count}` });
+    bar.style.height = `${(72 * count) / most + 3}px`;
+    bar.style.setProperty("--level", score / 10);
+    return element("div", {}, bar, `${score}`);
+  });
+  return element("div", { className: "histogram", role: "img", ariaLabel: `Your scores: ${counts.join(", ")}` }, ...bars);
+}
