@@ -30,3 +30,7 @@ class CheckpointError(HuViDPOError):
 
 class CatalogError(HuViDPOError):
     """A catalog file that cannot be read as models, categories and styles: the operator's mistake."""
+
+
+class EngineError(HuViDPOError):
+    """An engine that cannot be built, or that is missing, stale or foreign: its text ends in what to do."""
