@@ -200,7 +200,7 @@ def _encode_folder(
     if recipe.flip:
         mirrored, more = encode_videos(paths, vae, recipe, cache, mirrored=True)
         latents, keys = np.concatenate([latents, mirrored]), keys + more
-    return latents, captions, _key(*keys, *captions)
+    return latents, captions, fingerprint_texts(*keys, *captions)
 
 
 def encode_videos(
@@ -211,7 +211,7 @@ def encode_videos(
     """
     vae_hash = fingerprint_tensors(vae.state_dict())
     size = (recipe.frames, recipe.height, recipe.width, recipe.fps)
-    keys = [_key(_file_digest(path), vae_hash, *size, mirrored) for path in paths]
+    keys = [fingerprint_texts(_file_digest(path), vae_hash, *size, mirrored) for path in paths]
     files = [cache / "latents" / f"{key}.npy" for key in keys]
     rows = [
         _cached_latents(file, path, vae, recipe, mirrored)
@@ -255,7 +255,7 @@ def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[st
         raise ClipsError(f"{folder / 'latents.npy'} is {latents.dtype} {latents.shape}; want {want}")
     if len(captions) != len(latents):
         raise ClipsError(f"{folder}: {len(captions)} captions for {len(latents)} clips")
-    return latents, captions, _key(_file_digest(folder / "latents.npy"), text)
+    return latents, captions, fingerprint_texts(_file_digest(folder / "latents.npy"), text)
 
 
 # Text
@@ -298,5 +298,6 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _key(*parts: object) -> str:
+def fingerprint_texts(*parts: object) -> str:
+    """sha256 over texts (and what `str` makes of other things), in their order."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()

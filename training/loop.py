@@ -30,6 +30,7 @@ from huvidpo.errors import HuViDPOError
 from training.recipes import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
+HEADLINES = 13  # figures of an evaluation that are printed, the first ones; TensorBoard has all
 # Fields that may differ between a run and its continuation: they change nothing about a single step.
 FREE_FIELDS = frozenset({"steps", "save_every", "sample_every", "log_every", "sample_steps"})
 
@@ -427,9 +428,8 @@ class _Log:
         for name, value in figures.items():
             self.writer.add_scalar(f"{group}/{name}", value, step)
         if group == "eval":
-            self.bar.write(
-                f"step {step}: " + ", ".join(f"{k} {v:.5g}" for k, v in figures.items()), file=sys.stderr
-            )
+            shown = ", ".join(f"{k} {v:.5g}" for k, v in list(figures.items())[:HEADLINES])
+            self.bar.write(f"step {step}: {shown}", file=sys.stderr)
 
     def end(self, step: int, reason: str) -> None:
         if reason:

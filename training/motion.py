@@ -43,7 +43,7 @@ from training.inversion import InvertedNoise, invert_clips
 from training.lineage import commit
 from training.loop import Trained, TrainingError, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
-from training.recipes import MOTION_RECIPES, MotionRecipe, Recipe, override
+from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override
 
 EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
 
@@ -97,14 +97,8 @@ class MotionTask:
     def sample(self, step: int, folder: Path) -> None:
         """A clip from the first frame and caption of the first evaluation row, always with the same noise."""
         row, options = self.clips.eval_rows[:1], self.sampling
-        caption = self.clips.captions[row[0]]
-        ((category, unet),) = self.pipeline.unets.items()
-        requests = [ClipRequest(prompt=caption, category=category, seed=0, options=options)]
-        text = self._text(["", caption] if options.guidance > 1 else [caption])
-        latents = self.pipeline.prepare_latents(requests, self._latents(row)[:, :, 0])
-        denoised = self.pipeline.denoise(requests, latents, unet.project_text(text))
-        (clip,) = self.pipeline.decode(requests, denoised)
-        assert clip is not None, "nothing was cancelled"
+        captions = [self.clips.captions[row[0]]]
+        (clip,) = sample_clips(self.pipeline, self._latents(row)[:, :, 0], captions, self.texts, options)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step_{step:06d}.mp4").write_bytes(video.encode(clip, options.fps))
 
@@ -190,24 +184,54 @@ def build_task(
     `unet` is still the frozen base; its inversion depends on it.
     """
     device = accelerator.device
-    vae = load_part(AutoencoderKL, model.video_vae).to(device).eval()
-    text_encoder = load_part(CLIPTextModel, model.video_text_encoder).to(device).eval()
-    tokenizer = load_part(CLIPTokenizer, model.video_tokenizer)
-    scheduler = load_part(DDIMScheduler, model.video_scheduler)
+    pipeline = build_pipeline(model, unet, device)
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler_config)
     inverted = None
     with accelerator.main_process_first():  # the others find what it cached
-        clips = load_clips(folder, vae, recipe, cache)
-        texts = embed_texts(clips.captions, tokenizer, text_encoder)
+        clips = load_clips(folder, pipeline.vae, recipe, cache)
+        texts = embed_texts(clips.captions, pipeline.tokenizer, pipeline.text_encoder)
         if recipe.noising == "ddim_inversion":
             with accelerator.autocast():
                 inverted = invert_clips(unet, scheduler, clips, texts, recipe.inversion_steps, cache, device)
-    pipeline = VideoPipeline(
-        {"": unet}, vae, text_encoder, tokenizer, dict(scheduler.config), Catalog({}, {}, {})
-    )
-    sampling = model.defaults.replace(
+    sampling = sampling_options(model, recipe)
+    return MotionTask(clips, texts, scheduler, pipeline, recipe, sampling, device, inverted)
+
+
+def build_pipeline(model: Model, unet: VideoUNet, device: torch.device) -> VideoPipeline:
+    """The parts of a catalog model around a network in training, whose category is called ""."""
+    vae = _load(AutoencoderKL, model.video_vae).to(device).eval()
+    text_encoder = _load(CLIPTextModel, model.video_text_encoder).to(device).eval()
+    tokenizer = _load(CLIPTokenizer, model.video_tokenizer)
+    scheduler = _load(DDIMScheduler, model.video_scheduler)
+    config = dict(scheduler.config)
+    return VideoPipeline({"": unet}, vae, text_encoder, tokenizer, config, Catalog({}, {}, {}))
+
+
+def sampling_options(model: Model, recipe: ClipRecipe) -> SamplingOptions:
+    """How a run makes its sample clips: as the model does, in the size of the recipe's clips."""
+    return model.defaults.replace(
         frames=recipe.frames, height=recipe.height, width=recipe.width, steps=recipe.sample_steps
     )
-    return MotionTask(clips, texts, scheduler, pipeline, recipe, sampling, device, inverted)
+
+
+def sample_clips(
+    pipeline: VideoPipeline,
+    first: Tensor,
+    captions: list[str],
+    texts: dict[str, Tensor],
+    options: SamplingOptions,
+) -> list[np.ndarray]:
+    """Clips uint8 [F, H, W, 3] from first frames [N, C, h, w] (latents), always with the same noise."""
+    ((category, unet),) = pipeline.unets.items()
+    requests = [
+        ClipRequest(prompt=caption, category=category, seed=seed, options=options)
+        for seed, caption in enumerate(captions)
+    ]
+    prompts = [""] * len(captions) + captions if options.guidance > 1 else captions
+    text = torch.stack([texts[prompt] for prompt in prompts]).to(first.device)
+    latents = pipeline.prepare_latents(requests, first)
+    clips = pipeline.decode(requests, pipeline.denoise(requests, latents, unet.project_text(text)))
+    return [clip for clip in clips if clip is not None]  # none is: nothing was cancelled
 
 
 def write_weights(file: Path, weights: dict[str, Tensor], provenance: dict[str, str]) -> None:
@@ -225,8 +249,7 @@ def write_base(folder: Path, unet: VideoUNet, weights: dict[str, Tensor], proven
     part.rename(folder)
 
 
-def load_part(kind: Any, source: Component) -> Any:
-    """A part of a catalog model by its class, `AutoencoderKL` say."""
+def _load(kind: Any, source: Component) -> Any:
     return kind.from_pretrained(source.location, subfolder=source.subfolder)
 
 

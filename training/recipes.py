@@ -245,6 +245,11 @@ def tiny_dpo() -> DPORecipe:
     )  # fmt: skip
 
 
+def paper_dpo_image() -> DPORecipe:
+    """Diffusion-DPO's beta for SDXL (arXiv 2311.12908) on a LoRA; 1024 x 1024 pictures."""
+    return DPORecipe(beta=5000, frames=1, height=1024, width=1024, gradient_checkpointing=True)
+
+
 def tiny_dpo_image() -> DPORecipe:
     """Preferences of the tiny family's first-frame network, on a CPU."""
     return DPORecipe(
@@ -258,7 +263,7 @@ def parts_of(*attentions: str) -> tuple[str, ...]:
     return tuple(f"{attention}.{part}" for attention in attentions for part in PROJECTIONS)
 
 
-DPO_RECIPES = {recipe.__name__: recipe for recipe in (paper_dpo, tiny_dpo, tiny_dpo_image)}
+DPO_RECIPES = {recipe.__name__: recipe for recipe in (paper_dpo, paper_dpo_image, tiny_dpo, tiny_dpo_image)}
 
 _Named = TypeVar("_Named", bound=Recipe)
 

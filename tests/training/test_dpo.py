@@ -1,0 +1,537 @@
+import dataclasses
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from rated import write_rated
+from safetensors.torch import load_file
+
+from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
+from huvidpo.lora import merge
+from huvidpo.unet import VideoUNet
+from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
+from training.data import embed_texts
+from training.dpo import VideoNetwork, main, with_steps
+from training.dpo_task import DPOTask
+from training.loop import CHECKPOINT, TrainingError, train
+from training.monitors import BEST, FILE, PLOT, Monitors, pair_figures
+from training.rated import PairRows, Rated
+from training.recipes import DPORecipe, RecipeError, override, paper_dpo, parts_of, tiny_dpo
+
+CAPTIONS = ["a horse runs", "white horse runs on mars", "a red horse runs at night", "a horse", "rain", "sea"]
+IDENTITY = {"base": "random"}
+
+
+@pytest.fixture
+def dpo_recipe() -> DPORecipe:
+    return DPORecipe(
+        steps=4, passes=0, batch_size=2, lr=1e-2, adam_eps=1e-8, precision="fp32", frames=4, height=32,
+        width=32, save_every=2, sample_every=0, sample_steps=2, log_every=1,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_dpo(make_task, recipe):
+    """A frozen network with a fresh LoRA, and a task on six random clips: rows 0-3 train, 4 and 5 not."""
+
+    def make(dpo_recipe: DPORecipe):
+        unet, motion = make_task(recipe)
+        latents = np.random.default_rng(1).standard_normal((6, 8, 4, 8, 8)).astype(np.float16)
+        held_out = PairRows(np.array([4]), np.array([5]), np.ones(1, np.float32))
+        winner, loser = np.array([(a, b) for a in range(4) for b in range(a + 1, 4)]).T
+        weight = (loser - winner).astype(np.float32)
+        rated = Rated(
+            names=[f"{row}.mp4" for row in range(6)],
+            latents=latents,
+            captions=CAPTIONS,
+            train=PairRows(winner, loser, weight / weight.mean()),
+            held_out=held_out,
+            train_rows=np.arange(4),
+            held_out_rows=np.arange(4, 6),
+            strength=np.array([1.5, 0.5, -0.5, -1.5, 1.0, -1.0]),
+            clips="made up",
+            ratings="made up",
+        )
+        texts = embed_texts(CAPTIONS, motion.pipeline.tokenizer, motion.pipeline.text_encoder)
+        first = torch.from_numpy(latents[4:5, :, 0].astype(np.float32))
+        network = VideoNetwork(motion.pipeline, texts, first, CAPTIONS[4:5], motion.sampling)
+        task = DPOTask(rated, CAPTIONS, network, motion.scheduler, dpo_recipe, torch.device("cpu"))
+        torch.manual_seed(0)
+        add_adapter(unet, dpo_recipe)
+        unet.train()
+        return unet, task
+
+    return make
+
+
+def go(unet, task, folder, resume=False, **options):
+    precision = "no" if task.recipe.precision == "fp32" else task.recipe.precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=True)
+    return train(
+        unet,
+        task,
+        task.recipe,
+        folder,
+        accelerator=accelerator,
+        identity=IDENTITY,
+        resume=resume,
+        accumulation=task.recipe.accumulation,
+        watch=Monitors(folder, task.recipe),
+        **options,
+    )
+
+
+def copy_of(unet):
+    return {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+
+
+def fill_adapter(unet) -> None:
+    """An adapter that does something: B of a fresh one is zero."""
+    for name, param in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(param, std=0.05, generator=torch.Generator().manual_seed(0))
+
+
+# The adapter and the reference
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapter_trains_and_nothing_else_moves(make_dpo, dpo_recipe, tmp_path, precision):
+    unet, task = make_dpo(dataclasses.replace(dpo_recipe, precision=precision))
+    before = copy_of(unet)
+    trained = go(unet, task, tmp_path)
+    moved = {name for name, tensor in unet.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if ".lora_" in name} == set(trained.weights)
+    assert trained.complete
+    attentions = sum(
+        name.endswith(("to_q.base_layer.weight", "to_out.0.base_layer.weight")) for name in before
+    )
+    assert len(moved) == 2 * 2 * attentions  # A and B of q, k, v, out
+
+
+def test_adapter_targets(make_dpo, dpo_recipe):
+    unet, _ = make_dpo(dataclasses.replace(dpo_recipe, target_modules=parts_of("attn1", "attn_temp")))
+    adapted = {name.split(".")[-5] for name in unet.state_dict() if ".lora_A." in name}
+    assert adapted == {"attn1", "attn_temp", "to_out"}  # to_out.0 is one deeper
+    assert not any("attn2" in name for name in unet.state_dict() if ".lora_" in name)
+    with pytest.raises(TrainingError, match="'to_nothing' matches no linear layer"):
+        make_dpo(dataclasses.replace(dpo_recipe, target_modules=("to_q", "to_nothing")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_is_the_frozen_network_bit_for_bit(make_dpo, dpo_recipe, family, dtype):
+    unet, task = make_dpo(dpo_recipe)
+    frozen = VideoUNet.from_pretrained(family / "video" / "unet").train()
+    fill_adapter(unet)
+    sample = torch.from_numpy(task.rated.latents[:2].astype(np.float32))
+    text = torch.stack([task.network.texts[caption] for caption in CAPTIONS[:2]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = frozen(sample, torch.tensor([7, 900]), text)
+        with adapter_off(unet):
+            reference = unet(sample, torch.tensor([7, 900]), text)
+        policy = unet(sample, torch.tensor([7, 900]), text)
+    assert torch.equal(reference, expected)
+    assert not torch.equal(policy, expected)
+    assert all(p.requires_grad == (".lora_" in name) for name, p in unet.named_parameters())
+
+
+def test_fresh_adapter_has_loss_ln_2_and_gradients_that_part_the_pair(make_dpo, dpo_recipe):
+    unet, task = make_dpo(dataclasses.replace(dpo_recipe, lora_dropout=0.0))
+    loss, figures = task.loss(unet, 0, torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
+    assert figures["accuracy"] == 0.5
+    loss.backward()
+    grads = {name: param.grad for name, param in unet.named_parameters() if param.requires_grad}
+    assert all(grad.any() for name, grad in grads.items() if "lora_B" in name)
+    assert not any(grad.any() for name, grad in grads.items() if "lora_A" in name)  # B is zero
+
+
+def test_merged_adapter_equals_the_adapter_switched_on(make_dpo, dpo_recipe, family):
+    unet, task = make_dpo(dpo_recipe)
+    fill_adapter(unet)
+    base = VideoUNet.from_pretrained(family / "video" / "unet")
+    lora = adapter_tensors({name: p for name, p in unet.named_parameters() if p.requires_grad})
+    merged = with_weights(base, merge(base.state_dict(), lora, dpo_recipe.lora_alpha))
+    sample = torch.from_numpy(task.rated.latents[:1].astype(np.float32))
+    text = task.network.texts[CAPTIONS[0]][None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            unet.eval()(sample, 500, text), merged.eval()(sample, 500, text), atol=1e-5, rtol=1e-5
+        )
+    change = [merged.state_dict()[name] - tensor for name, tensor in base.state_dict().items()]
+    norm = torch.stack([part.square().sum() for part in change]).sum().sqrt()
+    assert adapter_norm(unet) == pytest.approx(norm.item(), rel=1e-4)
+
+
+# Batches
+
+
+def test_pair_shares_its_noise_and_timestep_and_each_clip_has_its_own_first_frame(make_dpo, dpo_recipe):
+    unet, task = make_dpo(dpo_recipe)
+    seen = []
+    plain = VideoNetwork.answer
+
+    class Watching(VideoNetwork):
+        def answer(self, model, noisy, timesteps, captions):
+            seen.append((noisy, timesteps, captions))
+            return plain(self, model, noisy, timesteps, captions)
+
+    task.network = Watching(**vars(task.network))
+    task.loss(unet, 0, torch.Generator().manual_seed(3))
+    assert len(seen) == 2  # reference, network
+    chosen, rated = task._chosen(0), task.rated
+    rows = np.concatenate([rated.train.winner[chosen], rated.train.loser[chosen]])
+    latents = torch.from_numpy(rated.latents[rows].astype(np.float32))
+    for noisy, timesteps, captions in seen:
+        assert torch.equal(timesteps[:2], timesteps[2:])
+        assert captions == [CAPTIONS[row] for row in rows]
+        assert torch.equal(noisy[:, :, 0], latents[:, :, 0])
+        abar = task.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1)
+        noise = ((noisy - abar.sqrt() * latents) / (1 - abar).sqrt())[:, :, 1:]
+        torch.testing.assert_close(noise[:2], noise[2:], atol=1e-3, rtol=1e-3)
+
+
+def test_two_forwards_equal_one(make_dpo, dpo_recipe):
+    losses = []
+    for one in (True, False):
+        unet, task = make_dpo(dataclasses.replace(dpo_recipe, one_forward=one, lora_dropout=0.0))
+        fill_adapter(unet)
+        losses.append(task.loss(unet, 0, torch.Generator().manual_seed(0))[0])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_timesteps_keep_to_their_range(make_dpo, dpo_recipe):
+    _, task = make_dpo(dataclasses.replace(dpo_recipe, lowest_timestep=0.5, highest_timestep=0.6))
+    _, timesteps = task._noise(200, torch.Generator().manual_seed(0))
+    assert (timesteps.min() >= 500, timesteps.max() < 600) == (True, True)
+    assert task._shares().min() > 0.5
+    assert task._shares().max() < 0.6
+
+
+def test_passes_make_the_steps(dpo_recipe):
+    recipe = dataclasses.replace(dpo_recipe, passes=12, batch_size=2, accumulation=3)
+    assert with_steps(recipe, 60, processes=2).steps == 60
+    assert with_steps(recipe, 61, processes=2).steps == 61
+    assert with_steps(dpo_recipe, 60, processes=2) is dpo_recipe
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        with_steps(dpo_recipe, 0, processes=1)
+
+
+# Every loss trains
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["gap_weights=true", "label_smoothing=0.1"],
+        ["loss=ipo", "lowest_timestep=0.2"],
+        ["loss=hinge", "anchor=1"],
+        ["loss=kto"],
+        ["loss=kto", "gap_weights=true"],
+    ],
+)
+def test_every_variant_learns_the_training_pairs(make_dpo, dpo_recipe, settings):
+    """Over a few draws of noise: pairs, or single clips, are told apart better than by the reference."""
+    beta = ["beta=1"] if "loss=ipo" in settings else ["beta=200"]
+    unet, task = make_dpo(override(dataclasses.replace(dpo_recipe, lora_dropout=0.0), settings + beta))
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
+    margins = []
+    for step in range(24):
+        loss, figures = task.loss(unet, step % 3, torch.Generator().manual_seed(step % 3))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        margins.append(figures["margin"])
+    assert margins[0] == pytest.approx(0, abs=1e-6)
+    assert np.mean(margins[-3:]) > 0
+    assert np.mean(margins[-3:]) > np.mean(margins[3:6])
+
+
+def test_kto_takes_single_clips_and_names_them(make_dpo, dpo_recipe):
+    _, task = make_dpo(dataclasses.replace(dpo_recipe, loss="kto"))
+    assert sorted(task.units()) == [0, 1, 2, 3]
+    task.rated.strength[1] = 0  # neither good nor bad
+    assert sorted(task.units()) == [0, 2, 3]
+    assert set(task.describe(0).split(", ")) < {"0.mp4", "2.mp4", "3.mp4"}
+
+
+# The loop
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_dpo, dpo_recipe, tmp_path):
+    recipe = dataclasses.replace(dpo_recipe, steps=5, accumulation=2, sample_every=2)
+    whole = go(*make_dpo(recipe), tmp_path / "whole")
+    short = dataclasses.replace(recipe, steps=3, save_every=1)
+    assert go(*make_dpo(short), tmp_path / "halves").step == 3
+    resumed = go(*make_dpo(recipe), tmp_path / "halves", resume=True)
+    assert resumed.step == whole.step == 5
+    for name, tensor in whole.weights.items():
+        assert torch.equal(tensor, resumed.weights[name]), name
+    one, two = (load_file(tmp_path / run / CHECKPOINT) for run in ("whole", "halves"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(make_dpo, dpo_recipe, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(dpo_recipe, save_every=100)
+    whole = go(*make_dpo(recipe), tmp_path / "whole")
+    plain = DPOTask.loss
+
+    def loss(self, model, draw, generator):
+        if draw == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, model, draw, generator)
+
+    monkeypatch.setattr(DPOTask, "loss", loss)
+    stopped = go(*make_dpo(recipe), tmp_path / "stopped")
+    assert (stopped.step, stopped.complete) == (2, False)
+    monkeypatch.undo()
+    resumed = go(*make_dpo(recipe), tmp_path / "stopped", resume=True)
+    assert resumed.complete
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in whole.weights.items())
+
+
+def test_loss_that_is_not_finite_stops_before_the_weights_move(make_dpo, dpo_recipe, tmp_path):
+    unet, task = make_dpo(dataclasses.replace(dpo_recipe, batch_size=1, steps=9))
+    task.rated.latents[3] = float("inf")
+    bad = next(draw for draw in range(9) if "3.mp4" in task.describe(draw))
+    before = copy_of(unet)
+    with pytest.raises(TrainingError, match=rf"loss is (nan|inf) at step {bad}, batch \d.mp4 over 3.mp4"):
+        go(unet, task, tmp_path)
+    if bad == 0:
+        assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert all(param.isfinite().all() for param in unet.parameters())
+
+
+def test_gradient_that_is_not_finite_names_every_batch_of_the_step(make_dpo, dpo_recipe, tmp_path):
+    unet, task = make_dpo(dataclasses.replace(dpo_recipe, batch_size=1, accumulation=2))
+    before = copy_of(unet)
+    param = next(p for name, p in unet.named_parameters() if "lora_B" in name)
+    param.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(TrainingError, match=r"norm is nan at step 0, batch \d.mp4 over \d.mp4; \d.mp4 over"):
+        go(unet, task, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+# Monitors
+
+
+def test_pair_figures_by_hand():
+    """Two pairs at one timestep each of the first and the last quarter."""
+    errors = torch.tensor([[1.0, 1.0], [2.0, 4.0], [1.0, 3.0]])
+    reference = torch.tensor([[2.0, 2.0], [2.0, 2.0], [1.0, 1.0]])
+    pairs = PairRows(np.array([0, 1]), np.array([1, 2]), np.ones(2, np.float32))
+    figures = pair_figures(errors, reference, pairs, np.array([0, 3]), "train")
+    # margins: pair 0 -.5((-1, -1) - (0, 2)) = (.5, 1.5), pair 1 -.5((0, 2) - (0, 2)) = (0, 0)
+    assert figures["train_accuracy"] == 0.75
+    assert figures["train_margin"] == pytest.approx(0.5)
+    assert figures["train_margin_p5"] == pytest.approx(0.05)
+    assert figures["train_margin_p95"] == pytest.approx(0.95)
+    assert figures["train_winner_drift"] == pytest.approx((-1 - 1 + 0 + 2) / 8)
+    assert figures["train_winner_drift_t0"] == pytest.approx((-1 + 0) / 4)
+    assert figures["train_loser_drift_t3"] == pytest.approx((2 + 2) / 3)
+    assert pair_figures(errors, reference, pairs.among(np.array([2])), np.array([0, 3]), "train") == {}
+
+
+def test_monitors_are_written_and_looking_changes_nothing(make_dpo, dpo_recipe, tmp_path):
+    silent = go(*make_dpo(dpo_recipe), tmp_path / "silent")
+    looked_at = go(*make_dpo(dataclasses.replace(dpo_recipe, sample_every=2)), tmp_path / "run")
+    for name, tensor in silent.weights.items():
+        assert torch.equal(tensor, looked_at.weights[name])
+    looks = [json.loads(line) for line in (tmp_path / "run" / FILE).read_text().splitlines()]
+    assert [look["step"] for look in looks] == [0, 2, 4]
+    assert (looks[0]["train_accuracy"], looks[0]["train_margin"], looks[0]["lora_norm"]) == (0.5, 0, 0)
+    assert (looks[0]["motion"], looks[0]["ssim"]) == (looks[0]["motion_before"], looks[0]["ssim_before"])
+    assert looks[2]["lora_norm"] > 0
+    assert looks[2]["grad_norm"] > 0
+    assert {"held_out_accuracy", "train_winner_drift_t0", "train_loser_drift_t3"} <= looks[2].keys()
+    assert (tmp_path / "run" / PLOT).stat().st_size > 0
+    clips = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert clips == ["step_000000.mp4", "step_000002.mp4", "step_000004.mp4"]
+    best = load_file(tmp_path / "run" / BEST)
+    assert all(torch.equal(tensor, best[name]) for name, tensor in looked_at.weights.items())
+
+
+def look(step: int, accuracy: float = 0.5, margin: float = 0.0, drift: float = 0.0) -> dict:
+    figures = {"held_out_accuracy": accuracy, "held_out_margin": margin, "train_winner_drift": drift}
+    return {"step": step, **figures}
+
+
+def monitors(recipe, folder, looks):
+    """Monitors that took these looks, with weights that say which look they are of."""
+    watch = Monitors(folder, recipe)
+    for figures in looks:
+        step = figures["step"]
+        watch.evaluated(step, {k: v for k, v in figures.items() if k != "step"}, {"x": torch.tensor(step)})
+    return watch
+
+
+def test_early_stop_on_held_out_accuracy_gives_the_best_weights(dpo_recipe, tmp_path):
+    recipe = dataclasses.replace(dpo_recipe, patience=2, sample_every=1)
+    looks = [look(0), look(1, 0.6), look(2, 0.8, 0.1), look(3, 0.8, 0.1), look(4, 0.7)]
+    watch = monitors(recipe, tmp_path, looks)
+    assert [bool(watch.stop(step)) for step in range(5)] == [False, False, False, False, True]
+    assert "0.80 of step 2" in watch.stop(4)
+    step, weights = watch.best_weights(4)
+    assert (step, weights["x"]) == (2, 2)
+    again = Monitors(tmp_path, recipe)  # a resumed run
+    assert again.stop(4) == watch.stop(4)
+    again.evaluated(3, {k: v for k, v in look(3, 0.9).items() if k != "step"}, {"x": torch.tensor(33)})
+    assert [look["step"] for look in again.looks] == [0, 1, 2, 3]
+    assert again.best_weights(3)[1]["x"] == 33
+
+
+def test_early_stop_on_winner_drift_gives_the_weights_before(dpo_recipe, tmp_path):
+    recipe = dataclasses.replace(dpo_recipe, max_winner_drift=0.1, sample_every=1)
+    watch = monitors(recipe, tmp_path, [look(0), look(1, drift=-0.3), look(2, 0.9, 1.0, drift=0.2)])
+    assert watch.stop(1) == ""
+    assert "winners drift by +20.0%" in watch.stop(2)
+    assert watch.best_weights(2)[0] == 1
+    assert monitors(recipe, tmp_path, [look(0), look(1, drift=0.2)]).best_weights(1) is None
+
+
+def test_run_that_drifts_stops_early_and_stays_stopped(make_dpo, dpo_recipe, tmp_path, capsys):
+    recipe = dataclasses.replace(dpo_recipe, lr=3.0, steps=50, sample_every=2, max_winner_drift=0.01)
+    trained = go(*make_dpo(recipe), tmp_path)
+    assert 0 < trained.step < 50
+    assert trained.complete
+    assert "stopped early, winners drift" in capsys.readouterr().err
+    assert go(*make_dpo(recipe), tmp_path, resume=True).step == trained.step
+
+
+# Recipes
+
+
+def test_paper_dpo_is_the_papers():
+    recipe = paper_dpo()
+    assert (recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout) == (16, 32, 0.1)
+    assert recipe.target_modules == ("to_q", "to_k", "to_v", "to_out.0")
+    assert (recipe.lr, recipe.weight_decay, recipe.adam_eps, recipe.clip_norm) == (1e-4, 1e-4, 1e-3, 1.0)
+    assert (recipe.passes, recipe.beta, recipe.loss) == (12, 50, "sigmoid")
+    assert (recipe.frames, recipe.height, recipe.width) == (16, 320, 512)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("beta=0", "above 0"),
+        ("loss=simpo", "sigmoid, ipo, hinge, kto"),
+        ("label_smoothing=0.5", "below 0.5"),
+        ("holdout=0.6", "0 to 0.5"),
+        ("highest_timestep=0", "above lowest_timestep"),
+        ("target_modules=", "name layers"),
+        ("max_winner_drift=-1", "None or above 0"),
+        ("sample_every=0", "at least 1 for a run that may stop early"),
+        ("accumulation=0", "at least 1"),
+    ],
+)
+def test_recipe_refuses_what_cannot_run(assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        override(tiny_dpo(), [assignment])
+
+
+# The command
+
+
+SMALL = [
+    "frames=4",
+    "height=32",
+    "width=32",
+    "batch_size=1",
+    "save_every=2",
+    "sample_every=0",
+    "max_winner_drift=none",
+    "precision=fp32",
+    "sample_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def rated_clips(tmp_path_factory) -> Path:
+    return write_rated(tmp_path_factory.mktemp("rated") / "horse")
+
+
+def arguments(family: Path, clips: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> list[str]:
+    fields = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+    return [
+        "--model", "tiny", "--category", "horse", "--clips", str(clips), "--out", str(out),
+        "--stage1", str(family / "categories" / "horse.safetensors"),
+        "--run", str(out.parent / f"run_{out.stem}"), *fields, *more,
+    ]  # fmt: skip
+
+
+def test_command_trains_a_lora_that_merges(tiny_family, rated_clips, tmp_path, capsys):
+    out = tmp_path / "lora.safetensors"
+    more = ("--steps", "2")
+    settings = ("sample_every=1", "lr=1e-2")
+    assert main(arguments(tiny_family, rated_clips, out, *more, settings=settings)) == 0
+    assert "layers, the weights of step 2" in capsys.readouterr().out
+    lora, metadata = load_tensors(out), read_metadata(out)
+    assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in lora)
+    assert all("attn1" in name or "attn_temp" in name for name in lora)
+    assert (metadata["stage"], metadata["category"], metadata["steps"]) == ("dpo", "horse", "2")
+    assert (metadata["lora_rank"], metadata["lora_alpha"]) == ("16", "32.0")
+    assert {"base", "stage1", "clips", "ratings", "commit", "recipe", "model"} <= metadata.keys()
+    base = VideoUNet.from_pretrained(tiny_family / "video" / "unet").state_dict()
+    assert len(merge(base, lora, float(metadata["lora_alpha"]))) == len(lora) // 2
+    assert (tmp_path / "run_lora" / PLOT).exists()
+
+    assert main(arguments(tiny_family, rated_clips, out, *more, settings=settings)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(arguments(tiny_family, rated_clips, out, "--steps", "3", "--resume", settings=settings)) == 0
+    assert read_metadata(out)["steps"] == "3"
+
+
+def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, capsys):
+    out = tmp_path / "lora.safetensors"
+    rain = str(tiny_family / "categories" / "none.safetensors")
+    for wrong, message in {
+        ("--set", "beta=much"): "'much'",
+        ("--set", "frames=1"): "training.dpo_image",
+        ("--category", "rain"): "judges no clip of category 'rain'",
+        ("--stage1", rain): "cannot read",
+        ("--clips", str(tmp_path)): "captions.jsonl",
+        ("--set", "tie=99"): "make no pair",
+    }.items():
+        assert main(arguments(tiny_family, rated_clips, out, *wrong)) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(tiny_family, rated_clips, tmp_path):
+    """Two gloo processes with one pair each, and one process that accumulates two pairs."""
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    settings = ("lr=1e-3", "adam_eps=1e-4")
+    command = arguments(tiny_family, rated_clips, two, "--steps", "3", settings=settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        where |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        run = [sys.executable, "-m", "training.dpo", *command]
+        process = subprocess.Popen(
+            run, cwd=PROJECT_ROOT, env=os.environ | where, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+    same = arguments(tiny_family, rated_clips, one, "--steps", "3", settings=(*settings, "accumulation=2"))
+    assert main(same) == 0
+    for process in processes:
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+    alone, together = load_tensors(one), load_tensors(two)
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-4)
+    assert any(tensor.any() for name, tensor in alone.items() if "lora_B" in name)

@@ -1,0 +1,107 @@
+"""Rated clips (or pictures) as the preference trainers need them: latents, captions and who beat whom.
+
+The folder is that of `training.candidates`: files, `captions.jsonl` and `ratings.jsonl`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderKL
+
+from huvidpo.clips import read_clips
+from huvidpo.pairs import Pair, check_files, make_pairs, rank
+from huvidpo.preferences import RATINGS_FILE, PreferencesError, ratings_hash, read_records
+from training.data import encode_videos, fingerprint_texts
+from training.recipes import DPORecipe
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Pairs as rows of `Rated`: [pairs] each."""
+
+    winner: np.ndarray
+    loser: np.ndarray
+    weight: np.ndarray
+    """Gap between the ratings, mean 1."""
+
+    def __len__(self) -> int:
+        return len(self.winner)
+
+    def among(self, rows: np.ndarray) -> "PairRows":
+        """Those of which both samples are in `rows`."""
+        kept = np.isin(self.winner, rows) & np.isin(self.loser, rows)
+        return PairRows(self.winner[kept], self.loser[kept], self.weight[kept])
+
+
+@dataclass(frozen=True)
+class Rated:
+    """The judged samples of a folder, one row each."""
+
+    names: list[str]
+    """Files, relative to the folder."""
+    latents: np.ndarray
+    """float16 [rows, C, F, h, w] of clips, [rows, C, h, w] of pictures, as the network sees them."""
+    captions: list[str]
+    train: PairRows
+    held_out: PairRows
+    train_rows: np.ndarray
+    held_out_rows: np.ndarray
+    strength: np.ndarray
+    """[rows] Bradley-Terry log-odds, mean 0: above 0 a sample is better than the average one."""
+    clips: str
+    """Hash of what the rows were made from."""
+    ratings: str
+    """Hash of the ratings file."""
+
+
+def load_rated(
+    folder: Path,
+    category: str,
+    vae: AutoencoderKL,
+    recipe: DPORecipe,
+    cache: Path,
+    ratings: Path | None = None,
+) -> Rated:
+    """The clips of `folder` that were judged, by `ratings` (default: its `ratings.jsonl`).
+
+    With `recipe.frames` 1 they are pictures: image files, or the first frames of videos. Raises
+    PreferencesError for ratings that make no pair, that are of another category, or whose clips are missing,
+    changed or without a caption; ClipFolderError and ClipsError for the folder and files that cannot be read.
+    """
+    ratings = ratings or folder / RATINGS_FILE
+    captions = {entry.video: entry.caption for entry in read_clips(folder)}
+    ranked = [clip for clip in rank(read_records(ratings)) if not category or clip.category == category]
+    if not ranked:
+        raise PreferencesError(f"{ratings} judges no clip of category {category!r}: rate some")
+    check_files(ranked, folder)
+    if unknown := [clip.clip for clip in ranked if clip.clip not in captions]:
+        raise PreferencesError(f"{folder}: judged clips without a caption: {', '.join(unknown)}")
+    pairs = make_pairs(
+        ranked, tie=recipe.tie, holdout=recipe.holdout, seed=recipe.seed, same_prompt=recipe.same_prompt
+    )
+    names = sorted(clip.clip for clip in ranked)
+    latents, keys = encode_videos([folder / name for name in names], vae, recipe, cache)
+    place = {name: row for row, name in enumerate(names)}
+    strength = {clip.clip: clip.strength for clip in ranked}
+    shown = [captions[name] for name in names]
+    return Rated(
+        names=names,
+        latents=latents[:, :, 0] if recipe.frames == 1 else latents,
+        captions=shown,
+        train=_rows(pairs.train, place),
+        held_out=_rows(pairs.held_out, place),
+        train_rows=np.array([place[name] for name in sorted(pairs.train_clips)], int),
+        held_out_rows=np.array([place[name] for name in sorted(pairs.held_out_clips)], int),
+        strength=np.array([strength[name] for name in names]),
+        clips=fingerprint_texts(*keys, *shown),
+        ratings=ratings_hash(ratings),
+    )
+
+
+def _rows(pairs: list[Pair], place: dict[str, int]) -> PairRows:
+    return PairRows(
+        np.array([place[pair.winner] for pair in pairs], int),
+        np.array([place[pair.loser] for pair in pairs], int),
+        np.array([pair.weight for pair in pairs], np.float32),
+    )
