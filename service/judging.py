@@ -9,12 +9,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from huvidpo.clips import ClipEntry, file_sha256, read_clips
+from huvidpo.clips import ClipEntry, read_clips
 from huvidpo.preferences import (
     RATINGS_FILE,
     Comparison,
@@ -25,6 +24,7 @@ from huvidpo.preferences import (
     read_records,
 )
 from service.errors import NotFound
+from service.files import sha256_of
 
 Mode = Literal["score", "compare", "study"]
 Choice = Literal["left", "right", "tie"]
@@ -66,15 +66,7 @@ def clips_of(folder: Path) -> list[Clip]:
 
 def to_clip(folder: Path, name: str, entry: ClipEntry) -> Clip:
     path = folder / name
-    stat = path.stat()
-    sha256 = _sha256(path, stat.st_mtime_ns, stat.st_size)
-    return Clip(path, str(PurePosixPath(name)), sha256, entry)
-
-
-@lru_cache(maxsize=65536)
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    """Of a file that was last changed then: hashed once, and again when it changes."""
-    return file_sha256(path)
+    return Clip(path, str(PurePosixPath(name)), sha256_of(path), entry)
 
 
 def _digest(*parts: str) -> str:

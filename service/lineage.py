@@ -2,14 +2,13 @@
 
 import json
 import logging
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from huvidpo.catalog import Catalog, Category, Model
-from huvidpo.clips import file_sha256
+from service.files import sha256_of
 from service.metrics import WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -40,10 +39,7 @@ def publish(catalog: Catalog, model_name: str) -> None:
 
 def _category(model: Model, category: Category) -> dict[str, Any]:
     file = _file(model.categories / category.weights)
-    weights = None
-    if file is not None:
-        stat = file.stat()
-        weights = _weights(file, stat.st_mtime_ns, stat.st_size)
+    weights = _weights(file) if file else None
     return {"name": category.name, "motion_prompt": category.motion_prompt, "weights": weights}
 
 
@@ -54,13 +50,11 @@ def _file(weights: Path) -> Path | None:
     return weights if weights.is_file() else None
 
 
-@lru_cache(maxsize=1024)
-def _weights(file: Path, mtime_ns: int, size: int) -> dict[str, Any]:
-    """Of a file that was last changed then: read once, and again when it changes."""
-    sha256 = file_sha256(file)
+def _weights(file: Path) -> dict[str, Any]:
+    sha256 = sha256_of(file)
     return {
         "file": file.name,
-        "bytes": size,
+        "bytes": file.stat().st_size,
         "sha256": sha256,
         "lineage": _metadata(file),
         "metrics": _metrics(file.with_suffix(".card.json"), sha256),

@@ -1,9 +1,7 @@
 """A real `bentoml serve` in the repository root, on a free loopback port."""
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,20 +13,15 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from clips import write_clip
 from family import build_random_family
+from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
+
+from huvidpo.clips import ClipEntry, write_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300  # torch takes its time on a machine that is busy with something else
-
-
-def free_port() -> int:
-    """A port that is free now, and that no client is lent by the system before the server takes it."""
-    while True:
-        with socket.socket() as probe, suppress(OSError):
-            port = random.randrange(20000, 32000)
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Server:
@@ -141,8 +134,21 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[..., Server], random_family: Path) -> Server:
+def rated_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one clip, which the server shows at /rate."""
+    folder = tmp_path_factory.mktemp("rated")
+    write_clip(folder / "0.mp4")
+    write_clips(folder, [ClipEntry(video="0.mp4", caption="a horse runs")])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server], random_family: Path, rated_clips: Path) -> Server:
     """One server with random weights for all tests that leave it as it was."""
-    server = start_server(HUVIDPO_CATALOG=str(random_family / "catalog"), HUVIDPO_MAX_BODY_MIB="1")
+    server = start_server(
+        HUVIDPO_CATALOG=str(random_family / "catalog"),
+        HUVIDPO_MAX_BODY_MIB="1",
+        HUVIDPO_RATING_CLIPS=str(rated_clips),
+    )
     assert server.wait_ready() <= {200, 503}
     return server

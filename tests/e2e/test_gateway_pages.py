@@ -1,0 +1,36 @@
+"""GET /models, its metric, and /rate of the real service."""
+
+import hashlib
+import time
+
+from huvidpo.preferences import read_records
+
+
+def test_models_reports_the_weights(server, random_family):
+    answer = server.client.get("/models").json()
+    assert answer["model"] == "tiny"
+    weights = {one["name"]: one["weights"] for one in answer["categories"]}
+    file = random_family / "categories" / "horse.safetensors"
+    assert weights["horse"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert weights["smile"] is None
+    deadline = time.monotonic() + 60
+    labels = {"category": "horse", "sha256": weights["horse"]["sha256"]}
+    while server.metric("huvidpo_category_weights_info", **labels) != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert server.client.post("/models", json={}).status_code == 405
+
+
+def test_rating_at_the_service(server, rated_clips):
+    page = server.client.get("/rate", follow_redirects=True)
+    assert page.status_code == 200
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    (task,) = server.client.get("/rate/api/score/tasks?rater=ann").json()["tasks"]
+    clip = server.client.get(f"/rate/clips/{task['id']}", headers={"Range": "bytes=0-3"})
+    assert clip.status_code == 206
+    body = {"rater": "ann", "task": task["id"], "answer": 8}
+    assert server.client.post("/rate/api/score/answer", json=body).status_code == 200
+    assert [record.score for record in read_records(rated_clips / "ratings.jsonl")] == [8]
+    missing = server.client.get("/rate/nothing")
+    assert missing.json()["error"]["code"] == "not_found"
+    assert task["id"] not in server.client.get("/metrics").text  # a series for every clip would be too many
