@@ -14,12 +14,13 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from huvidpo import video
-from huvidpo.catalog import DEFAULT_MODEL
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.clips import ClipEntry, file_sha256, read_clips
 from huvidpo.errors import HuViDPOError
 from huvidpo.pairs import HOLDOUT, TIE, scores_by_clip
@@ -34,6 +35,9 @@ from huvidpo.preferences import (
     write_huvidpo_json,
 )
 from training.report import report
+
+if TYPE_CHECKING:
+    from training.judge import Judge
 
 SIMULATED = "simulated"  # the rater's name: no person
 
@@ -77,14 +81,14 @@ def _find(clips: Sequence[ClipEntry], name: str) -> ClipEntry | None:
     return exact[0] if exact else named[0] if len(named) == 1 else None
 
 
-def simulate(folder: Path, ratings: Path, model: str, noise: float, seed: int) -> int:
+def simulate(folder: Path, ratings: Path, judge: "Judge", noise: float, seed: int) -> int:
     """Score every clip of `folder` by the rule of `training.judge`; returns how many.
 
     `noise`: standard deviation, in points of the scale 0..10, of what is added to each score.
     """
-    from training.judge import load_judge, score_clip  # loads transformers, which no other command needs
+    from training.judge import score_clip
 
-    clips, judge = read_clips(folder), load_judge(model)
+    clips = read_clips(folder)
     rng = np.random.default_rng(seed)
     for clip in tqdm(clips, desc="simulated ratings", unit="clip"):
         frames, _ = video.decode(folder / clip.video)
@@ -125,7 +129,13 @@ def _export(args: argparse.Namespace) -> str:
 
 
 def _simulate(args: argparse.Namespace) -> str:
-    count = simulate(args.clips, args.ratings, args.model, args.noise, args.seed)
+    # transformers takes seconds to import, and no other command needs it
+    from training.judge import DEFAULT_MOTION, clip_folder, load_judge, measure_motion
+
+    model = load_catalog().model(args.model)
+    motion = measure_motion(args.like, model.defaults) if args.like else DEFAULT_MOTION
+    judge = load_judge(clip_folder(model, args.clip), motion)
+    count = simulate(args.clips, args.ratings, judge, args.noise, args.seed)
     return f"{args.ratings}: {count} simulated ratings added; no person rated these clips"
 
 
@@ -157,6 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--rater", help="one rater's scores alone")
     added = command("simulate", _simulate, "add scores by a stated rule, as rater 'simulated'")
     added.add_argument("--model", default=DEFAULT_MODEL, help=f"whose judge ({DEFAULT_MODEL})")
+    added.add_argument("--clip", type=Path, help="folder of a transformers CLIPModel; default: the model's")
+    added.add_argument("--like", type=Path, help="folder of real clips of the category: how much it moves")
     added.add_argument("--noise", type=float, default=0.0, help="standard deviation added to a score (0)")
     added.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     return parser

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from clips import write_clip
 
+from huvidpo import video
 from huvidpo.clips import ClipEntry, read_clips, write_clips
+from huvidpo.pairs import scores_by_clip
 from huvidpo.preferences import append, read_records
 from training.ratings import SIMULATED, main, rating_of
 
@@ -91,6 +93,21 @@ def test_report_of_ratings_that_make_no_pairs_says_why(folder, tmp_path, capsys)
     assert "too few to hold out" in page
     assert "not a person" in page
     assert "cannot be said" in page
+
+
+def test_simulated_ratings_are_called_that_and_a_frozen_clip_scores_nothing(folder, tiny_family, capsys):
+    frozen = video.decode(folder / "3.mp4")[0][[0, 0, 0, 0]]
+    (folder / "3.mp4").write_bytes(video.encode(frozen, 8))
+    assert main(["simulate", "--clips", str(folder), "--model", "tiny"]) == 0
+    assert "6 simulated ratings added; no person rated these clips" in capsys.readouterr().out
+    records = read_records(folder / "ratings.jsonl")
+    assert {record.rater for record in records} == {"simulated"}
+    scores = {record.clip: record.score for record in records}
+    assert scores["3.mp4"] == 0
+    assert main(["simulate", "--clips", str(folder), "--noise", "2", "--seed", "1"]) == 0
+    noisy = scores_by_clip(read_records(folder / "ratings.jsonl"))
+    assert noisy != scores
+    assert all(0 <= score <= 10 for score in noisy.values())
 
 
 def test_mistakes_exit_with_2_and_say_what_is_wrong(folder, tmp_path, capsys):
