@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
@@ -218,6 +219,7 @@ def _judge(tokenizer: CLIPTokenizer, folder: Path) -> None:
     )
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=SIZE).save_pretrained(folder)
 
 
 def _catalog(folder: Path) -> None:
