@@ -233,7 +233,7 @@ def _record(task: Task, rater: str, answer: Answer) -> Opinion:
         )
     opinion = {"criteria": answer} if isinstance(answer, dict) else {"score": answer}
     about = {name: getattr(entry, name) for name in ("category", "prompt", "seed", "lineage")}
-    return Rating(rater=rater, clip=clip.name, sha256=clip.sha256, **about, **opinion)  # type: ignore[arg-type]
+    return Rating(rater=rater, clip=clip.name, sha256=clip.sha256, **about, **opinion)
 
 
 def mean_scores(records: Iterable[Opinion]) -> dict[str, float]:

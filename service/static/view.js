@@ -43,11 +43,19 @@ const prompt = (clip) => element("p", { className: "prompt" }, `“${clip.prompt
 
 function player(clip, onclick, onerror) {
   const shared = { src: `clips/${clip.id}`, onclick, onerror };
-  const fit = (node, width) => node.classList.toggle("small", width <= SMALL);
-  if (clip.picture) return element("img", { ...shared, alt: "", onload: ({ target }) => fit(target, target.naturalWidth) });
+  if (clip.picture) {
+    return element("img", { ...shared, alt: "", onload: ({ target }) => fit(target, target.naturalWidth, target.naturalHeight) });
+  }
   const video = element("video", { ...shared, muted: true, loop: true, autoplay: true, playsInline: true, preload: "auto" });
-  video.onloadedmetadata = () => fit(video, video.videoWidth);
+  video.onloadeddata = () => fit(video, video.videoWidth, video.videoHeight);
   return video;
+}
+
+// Shows a clip once its size is known, so that nothing jumps.
+function fit(node, width, height) {
+  node.style.setProperty("--aspect", width / height);
+  node.classList.toggle("small", width <= SMALL);
+  node.classList.add("ready");
 }
 
 // Loads clips into the browser's cache, so that the next question appears at once.
