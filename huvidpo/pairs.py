@@ -244,7 +244,6 @@ def make_pairs(
     """
     if not tie >= 0 or not 0 <= holdout <= 0.5:
         raise PreferencesError(f"got tie {tie} and holdout {holdout}, expected tie >= 0 and holdout 0..0.5")
-    rng = np.random.default_rng(seed)
     groups: dict[str, list[RankedClip]] = defaultdict(list)
     for clip in ranked:
         groups[clip.category].append(clip)
@@ -252,6 +251,7 @@ def make_pairs(
     held: list[tuple[RankedClip, RankedClip]] = []
     held_clips: set[str] = set()
     for category in sorted(groups):
+        rng = np.random.default_rng((seed, *category.encode()))  # not changed by other categories
         chosen = _held_out(groups[category], holdout, rng)
         held_clips |= chosen
         for inside, pairs in ((False, train), (True, held)):

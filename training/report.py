@@ -76,19 +76,17 @@ def _raters(records: Sequence[Opinion]) -> str:
 
 def _agreement(records: Sequence[Opinion]) -> str:
     raw = agreement(records, normalised=False)
+    given = "" if raw is None else f" (of the scores as given: {raw:.3f})"
     return (
-        f"<h2>Agreement</h2><p>Krippendorff's alpha of the normalised scores: <b>{_alpha(records)}</b> "
-        f"(of the scores as given: {_number(raw)}). 1 is perfect, 0 is chance; from about 0.67 on the order "
-        "can be relied on, at lower values ask more raters.</p>"
+        "<h2>Agreement</h2><p>Krippendorff's alpha of the normalised scores: "
+        f"<b>{_alpha(records)}</b>{given}. "
+        "1 is perfect, 0 is chance; from about 0.67 on the order can be relied on, below ask more raters.</p>"
     )
 
 
 def _alpha(records: Sequence[Opinion]) -> str:
-    return _number(agreement(records))
-
-
-def _number(value: float | None) -> str:
-    return "cannot be said (no clip has scores of two raters)" if value is None else f"{value:.3f}"
+    value = agreement(records)
+    return "unknown (takes two raters of a clip, and scores that differ)" if value is None else f"{value:.3f}"
 
 
 def _order(clips: Sequence[RankedClip], folder: Path) -> str:

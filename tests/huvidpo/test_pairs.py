@@ -201,6 +201,8 @@ def test_no_clip_is_both_trained_on_and_held_out(strengths, rain, holdout, seed)
     strength = {clip.clip: clip.strength for clip in order}
     assert all(strength[p.winner] > strength[p.loser] for p in pairs.train + pairs.held_out)
     assert pairs == make_pairs(order, tie=0, holdout=holdout, seed=seed)
+    alone = make_pairs(ranked(strengths), tie=0, holdout=holdout, seed=seed)
+    assert set(alone.held_out_clips) <= held, "another category changes nothing"
 
 
 def test_pairs_of_one_prompt():

@@ -92,7 +92,7 @@ def test_report_of_ratings_that_make_no_pairs_says_why(folder, tmp_path, capsys)
     page = (tmp_path / "page.html").read_text()
     assert "too few to hold out" in page
     assert "not a person" in page
-    assert "cannot be said" in page
+    assert "takes two raters" in page
 
 
 def test_simulated_ratings_are_called_that_and_a_frozen_clip_scores_nothing(folder, tiny_family, capsys):
