@@ -239,8 +239,8 @@ def make_pairs(
     """All pairs within a category (with `same_prompt`: and a prompt) whose strengths differ by over `tie`.
 
     `tie`: log-odds, 0 or more. `holdout`: share of each category's clips, 0..0.5, that are in held-out pairs
-    alone; at least two, spread over the order. Raises PreferencesError when a category has too few clips for
-    that, and when nothing is left to train on.
+    alone; at least two, spread over the order, and with `same_prompt` all clips of a prompt or none. Raises
+    PreferencesError when a category has too few clips for that, and when nothing is left to train on.
     """
     if not tie >= 0 or not 0 <= holdout <= 0.5:
         raise PreferencesError(f"got tie {tie} and holdout {holdout}, expected tie >= 0 and holdout 0..0.5")
@@ -252,7 +252,7 @@ def make_pairs(
     held_clips: set[str] = set()
     for category in sorted(groups):
         rng = np.random.default_rng((seed, *category.encode()))  # not changed by other categories
-        chosen = _held_out(groups[category], holdout, rng)
+        chosen = (_held_out_prompts if same_prompt else _held_out)(groups[category], holdout, rng)
         held_clips |= chosen
         for inside, pairs in ((False, train), (True, held)):
             clips = [clip for clip in groups[category] if (clip.clip in chosen) == inside]
@@ -279,6 +279,24 @@ def _held_out(clips: list[RankedClip], holdout: float, rng: np.random.Generator)
     order = sorted(clips, key=lambda clip: (clip.strength, clip.clip))
     stretches = np.array_split(np.arange(len(order)), count)
     return {order[rng.choice(stretch)].clip for stretch in stretches}
+
+
+def _held_out_prompts(clips: list[RankedClip], holdout: float, rng: np.random.Generator) -> set[str]:
+    """All clips of as many prompts, drawn at random, as hold `holdout` of the clips: pairs share a prompt."""
+    prompts = sorted({clip.prompt for clip in clips})
+    if holdout == 0:
+        return set()
+    if len(prompts) < 2:
+        raise PreferencesError(
+            f"category {clips[0].category!r}: all {len(clips)} judged clips have one prompt; to hold out clips "
+            "with same_prompt, judge clips of another prompt too, or set the hold-out to 0"
+        )
+    chosen: set[str] = set()
+    for prompt in rng.permutation(prompts)[: len(prompts) - 1]:
+        chosen |= {clip.clip for clip in clips if clip.prompt == prompt}
+        if len(chosen) >= max(2, round(holdout * len(clips))):
+            break
+    return chosen
 
 
 def _distinct(

@@ -213,6 +213,19 @@ def test_pairs_of_one_prompt():
     ]
 
 
+def test_with_same_prompt_whole_prompts_are_held_out():
+    order = ranked(range(8))
+    for seed in range(5):
+        pairs = make_pairs(order, tie=0, holdout=0.25, seed=seed, same_prompt=True)
+        assert len(pairs.held_out) == 1
+        assert len(pairs.train) == 3
+        prompts = {clip.clip: clip.prompt for clip in order}
+        held = {prompts[name] for name in pairs.held_out_clips}
+        assert not held & {prompts[name] for name in pairs.train_clips}
+    with pytest.raises(PreferencesError, match="all 2 judged clips have one prompt"):
+        make_pairs(order[:2], same_prompt=True)
+
+
 def test_what_makes_no_pairs_is_refused():
     with pytest.raises(PreferencesError, match="3 judged clips are too few to hold out 2"):
         make_pairs(ranked([1, 2, 3]))
