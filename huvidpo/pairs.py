@@ -288,8 +288,8 @@ def _held_out_prompts(clips: list[RankedClip], holdout: float, rng: np.random.Ge
         return set()
     if len(prompts) < 2:
         raise PreferencesError(
-            f"category {clips[0].category!r}: all {len(clips)} judged clips have one prompt; to hold out clips "
-            "with same_prompt, judge clips of another prompt too, or set the hold-out to 0"
+            f"category {clips[0].category!r}: all {len(clips)} judged clips have one prompt; to hold out "
+            "clips with same_prompt, judge some of another prompt, or set the hold-out to 0"
         )
     chosen: set[str] = set()
     for prompt in rng.permutation(prompts)[: len(prompts) - 1]:
