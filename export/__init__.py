@@ -1,0 +1,1 @@
+"""Trained networks -> ONNX -> TensorRT engines, checked on the way."""

@@ -1,0 +1,201 @@
+"""torch -> ONNX: a skeleton per architecture, exported once and cached, into which weights are bound by name.
+
+A skeleton is the graph with its weights left out. Their names are those of the network's state dict, their
+values are external data: `bind` points them into a safetensors file of one category or merge.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from export.networks import PREFIX, empty
+from export.profiles import Network, Span
+from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.errors import EngineError
+
+# GroupNormalization stays whole from 21 on. 23 has an Attention operator, which TensorRT refuses for head
+# widths without a fused kernel; in 22 attention is plain products that it fuses where it can.
+OPSET = 22
+ONNX_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
+_SOURCES = ("huvidpo/unet.py", "huvidpo/attention.py", "export/networks.py", "export/to_onnx.py")
+_TOOLS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers")
+_BOUNDS = {"batch": (1, 63), "frames": (2, None)}  # diffusers' upsampling takes another way from 64 images on
+_EXAMPLE = {"batch": 2, "frames": 4, "height": 2, "width": 3}  # in steps; sizes 0 and 1 would be baked in
+
+
+def export_onnx(network: Network, tensors: Mapping[str, Tensor], folder: Path, cache: Path) -> str:
+    """Write model.onnx and weights.safetensors into `folder`. Returns the sha256 of the weight-free graph.
+
+    `tensors`: the network's state dict, cast to its precision here. The skeleton comes from `cache` if it is
+    there. Raises EngineError for tensors that are not the network's.
+    """
+    path = skeleton(network, cache)
+    bind(path, tensors, folder, network.dtype)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def skeleton(network: Network, cache: Path) -> Path:
+    """The cached graph of the network's architecture and precision, exported now if it is not there."""
+    path = cache / "skeletons" / f"{network.row.wrapper.__name__}-{architecture(network)}.onnx"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(export_graph(network))
+        part.replace(path)
+    return path
+
+
+def architecture(network: Network) -> str:
+    """Names everything a graph follows from: configuration, precision, this code, the exporting libraries."""
+    config = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    for name in ("transformers_version", "dtype", "architectures"):
+        config.pop(name, None)
+    facts: dict[str, Any] = {
+        "network": network.row.kind.__name__,
+        "wrapper": network.row.wrapper.__name__,
+        "config": config,
+        "precision": network.precision,
+        "fixed": {axis: size for axis, size in network.sizes.items() if isinstance(size, int)},
+        "steps": {axis: size.step for axis, size in network.sizes.items() if isinstance(size, Span)},
+        "tools": {name: version(name) for name in _TOOLS},
+        "sources": [hashlib.sha256((PROJECT_ROOT / name).read_bytes()).hexdigest() for name in _SOURCES],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def export_graph(network: Network) -> bytes:
+    """The skeleton, serialised. The weights' memory is never touched."""
+    import onnx_ir
+    from onnxscript import optimizer
+
+    row = network.row
+    module = row.wrapper(empty(row.kind, network.config, network.dtype)).eval()
+    inputs = network.sample_inputs(example_sizes(network))
+    program = torch.export.export(
+        module, tuple(inputs.values()), dynamic_shapes=dynamic_shapes(network), strict=False
+    )
+    with quiet("onnx_ir", "onnxscript", "torch.onnx"):
+        exported = torch.onnx.export(
+            program,
+            input_names=[port.name for port in row.inputs],
+            output_names=[port.name for port in row.outputs],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+        if exported is None:
+            raise EngineError(f"{row.name} did not export to ONNX: report this with your versions of torch")
+        graph = exported.model
+        weights = hide_weights(graph.graph, module.network.state_dict())
+        optimizer.optimize_ir(graph)
+    for value, held in weights:
+        value.const_value = onnx_ir.ExternalTensor(
+            WEIGHTS_FILE, 0, held.nbytes, held.dtype, shape=held.shape, name=value.name
+        )
+    for node in graph.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with this machine's paths
+    return onnx_ir.serde.serialize_model(graph).SerializeToString()
+
+
+def hide_weights(graph: Any, saved: Collection[str]) -> list[tuple[Any, Any]]:
+    """Take values and prefix off the weights, those named in `saved`. Returns (value, its tensor) pairs.
+
+    An optimiser that saw the values would fold those that are zero away: the gates of an untrained temporal
+    convolution. One that sees none leaves names alone.
+    """
+    weights = []
+    for name, value in list(graph.initializers.items()):
+        if name.removeprefix(PREFIX) in saved:
+            weights.append((value, value.const_value))
+            value.const_value = None
+            value.name = name.removeprefix(PREFIX)
+    return weights
+
+
+def bind(skeleton: Path, tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Write the graph with `tensors` as its weights: model.onnx beside weights.safetensors, in `dtype`.
+
+    Raises EngineError for a weight of the graph that `tensors` lack or hold in another shape.
+    """
+    import onnx
+
+    model = onnx.load(skeleton, load_external_data=False)
+    outside = [w for w in model.graph.initializer if w.data_location == onnx.TensorProto.EXTERNAL]
+    for weight in outside:
+        found = tuple(tensors[weight.name].shape) if weight.name in tensors else None
+        if found != tuple(weight.dims):
+            came = "is missing" if found is None else f"has shape {list(found)}"
+            raise EngineError(
+                f"{weight.name} {came} in the weights, the graph wants {list(weight.dims)}: "
+                "give weights of the model that the graph was exported from"
+            )
+    kept = {weight.name: tensors[weight.name].to(dtype).contiguous() for weight in outside}
+    save_file(kept, folder / WEIGHTS_FILE)
+    offsets = tensor_offsets(folder / WEIGHTS_FILE)
+    for weight in outside:
+        offset, length = offsets[weight.name]
+        del weight.external_data[:]
+        for key, value in {"location": WEIGHTS_FILE, "offset": offset, "length": length}.items():
+            weight.external_data.add(key=key, value=str(value))
+    (folder / ONNX_FILE).write_bytes(model.SerializeToString())
+
+
+def tensor_offsets(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> (offset in the file, length), bytes, of the tensors of a safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {
+        name: (start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def example_sizes(network: Network) -> dict[str, int]:
+    """Sizes for the traced example: small, and nowhere 0 or 1, which tracing would bake in."""
+    chosen = {}
+    for axis, span in network.sizes.items():
+        if isinstance(span, Span):
+            chosen[axis] = _EXAMPLE[axis.removeprefix("image_")] * span.step
+    return chosen
+
+
+def dynamic_shapes(network: Network) -> tuple[dict[int, Any], ...]:
+    """Per input: axis number -> torch.export.Dim, one per name; `step * Dim` where sizes are multiples."""
+    dims: dict[str, Any] = {}
+    for axis, span in network.sizes.items():
+        if isinstance(span, Span):
+            low, high = _BOUNDS.get(axis, (1, None))
+            dim = torch.export.Dim(axis, min=low, max=high)
+            dims[axis] = dim if span.step == 1 else span.step * dim
+    return tuple(
+        {number: dims[axis] for number, axis in enumerate(port.axes) if axis in dims}
+        for port in network.row.inputs
+    )
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silence the warnings of these loggers, one line per hidden weight and pass."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,32 @@
+"""A random family, its networks, and one cache of engines for the session: a graph is exported once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from family import build_random_family
+
+from huvidpo.catalog import Model, load_catalog
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """The random family, which is the catalog's `tiny` while these tests run."""
+    folder = build_random_family(tmp_path_factory.mktemp("family"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUVIDPO_CATALOG", str(folder / "catalog"))
+        yield load_catalog().model("tiny")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
