@@ -93,7 +93,7 @@ def _side_by_side(a: Clip, b: Clip, rater: str) -> Task:
 
 def _pairs(clips: Iterable[Clip], rater: str) -> list[tuple[Clip, Clip]]:
     """Pairs within a category. Each clip meets its neighbours of a ring shuffled per rater (so the clips of a
-    category hang together whatever is answered), and those of its prompt in another: about 3 pairs a clip.
+    category hang together), and those of its prompt in another: 2 to 3 pairs for every clip of the folder.
     """
     shuffled = sorted(clips, key=lambda clip: _digest(rater, clip.id))
     pairs: dict[frozenset[str], tuple[Clip, Clip]] = {}
