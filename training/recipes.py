@@ -214,7 +214,7 @@ def lamp_sd14() -> MotionRecipe:
 def tiny_base() -> MotionRecipe:
     """Pre-training of the tiny family's video base: all weights, thousands of clips given as latents."""
     return MotionRecipe(
-        trainable=("all",), steps=3_050, batch_size=4, lr=6e-4, cooldown=0.25, warmup_steps=100,
+        trainable=("all",), steps=6_000, batch_size=4, lr=6e-4, cooldown=0.25, warmup_steps=100,
         precision="bf16", ema=0.998, height=64, width=64, flip=False, text_drop=0.1, holdout=32,
         save_every=100, sample_every=1_300,
     )  # fmt: skip
@@ -223,7 +223,7 @@ def tiny_base() -> MotionRecipe:
 def tiny_motion() -> MotionRecipe:
     """Few-shot motion of one category of the tiny family, on a CPU. Its world moves to the right: no flip."""
     return MotionRecipe(
-        steps=300, batch_size=4, lr=3e-4, warmup_steps=20, cooldown=0.25, precision="bf16", ema=0.99,
+        steps=200, batch_size=4, lr=3e-4, warmup_steps=20, cooldown=0.25, precision="bf16", ema=0.99,
         height=64, width=64, flip=False, text_drop=0.1, inversion_steps=20, save_every=100, sample_every=150,
     )  # fmt: skip
 
