@@ -3,8 +3,8 @@
     python -m training.tiny.build                  # everything; hours on two cores
     python -m training.tiny.build --from video     # only the steps from `video` on
 
-Steps: world -> vae -> clip -> latents -> first_frame -> video (base) -> motion (per
-category) -> evaluate.
+Steps: world -> vae -> clip -> latents -> first_frame -> first_frame_preferences -> video (base) -> motion
+(per category) -> preferences (per category) -> evaluate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import subprocess
 import sys
 
-from training.tiny.common import DATA, FAMILY, RUNS
+from training.tiny.common import DATA, RUNS, STAGE1
 from training.tiny.world import CATEGORIES
 
 MODULE = [sys.executable, "-m"]
@@ -24,7 +24,7 @@ def commands() -> dict[str, list[list[str]]]:
     motion = [*MODULE, "training.motion", "--model", "tiny", "--resume"]
 
     def out(category: str) -> list[str]:
-        return ["--out", f"{FAMILY}/categories/{category}.safetensors"]
+        return ["--out", f"{STAGE1}/{category}.safetensors"]
 
     return {
         "world": [[*MODULE, "training.tiny.dataset", "--out", str(DATA)]],
@@ -32,8 +32,10 @@ def commands() -> dict[str, list[list[str]]]:
         "clip": [[*MODULE, "training.tiny.clip"]],
         "latents": [[*MODULE, "training.tiny.latents"]],
         "first_frame": [[*MODULE, "training.tiny.first_frame"]],
+        "first_frame_preferences": [[*MODULE, "training.tiny.first_frame_preferences"]],
         "video": [[*MODULE, "training.tiny.video"]],
         "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
+        "preferences": [[*MODULE, "training.tiny.preferences"]],
         "evaluate": [[*MODULE, "training.tiny.evaluate"]],
     }
 

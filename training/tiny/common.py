@@ -21,6 +21,7 @@ from training.recipes import Recipe
 
 DATA = Path("runs/tiny/data")  # rendered by training.tiny.dataset
 RUNS = Path("runs/tiny")  # checkpoints; ignored by git
+STAGE1 = RUNS / "stage1"  # weights of the categories before their preferences
 FAMILY = Path("models/tiny")  # what ships
 
 
