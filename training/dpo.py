@@ -135,6 +135,8 @@ def fit(
 ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Put a LoRA on `unet` and train it: what clips and pictures share. See `run`."""
     recipe = with_steps(task.recipe, len(task.units()), accelerator.num_processes)
+    if recipe.patience and not len(task.rated.held_out):
+        raise TrainingError("no pair is held out, so nothing can be patient: raise holdout, or patience=0")
     torch.manual_seed(recipe.seed)  # of the LoRA's first values
     add_adapter(unet, recipe)
     unet.train()

@@ -239,13 +239,14 @@ def paper_dpo() -> DPORecipe:
 def tiny_dpo() -> DPORecipe:
     """Preferences of one category of the tiny family, on a CPU: an adapter of 1 MB for each.
 
-    The paper's beta lets both errors of a pair rise here (winners by 17 % in 20 steps); a large one with an
-    anchor keeps the winner's (docs/log.md).
+    Beta and anchor by measurement (birds, 16 simulated ratings). beta 50 at lr 1e-3: after 20 steps the
+    errors of winners AND losers were 17 and 20 % up. beta 5000 with the anchor at lr 3e-4: after 40 steps
+    winners were 0.8 % down, losers 1.2 % up, and every training pair was told apart.
     """
     return DPORecipe(
-        steps=80, passes=0, batch_size=2, lr=3e-4, adam_eps=1e-8, warmup_steps=5, precision="bf16",
-        target_modules=parts_of("attn1", "attn_temp"), height=64, width=64, same_prompt=True, beta=5000,
-        anchor=1, max_winner_drift=0.1, save_every=40, sample_every=40,
+        steps=120, passes=0, batch_size=2, lr=3e-4, adam_eps=1e-8, warmup_steps=10, precision="bf16",
+        target_modules=parts_of("attn1", "attn_temp"), height=64, width=64, beta=5000, anchor=1,
+        same_prompt=True, max_winner_drift=0.1, save_every=60, sample_every=30,
     )  # fmt: skip
 
 

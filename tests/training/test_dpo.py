@@ -401,9 +401,9 @@ def test_early_stop_on_winner_drift_gives_the_weights_before(dpo_recipe, tmp_pat
 
 
 def test_run_that_drifts_stops_early_and_stays_stopped(make_dpo, dpo_recipe, tmp_path, capsys):
-    recipe = dataclasses.replace(dpo_recipe, lr=3.0, steps=50, sample_every=2, max_winner_drift=0.01)
+    recipe = dataclasses.replace(dpo_recipe, lr=0.3, steps=20, sample_every=5, max_winner_drift=0.005)
     trained = go(*make_dpo(recipe), tmp_path)
-    assert 0 < trained.step < 50
+    assert trained.step < 20
     assert trained.complete
     assert "stopped early, winners drift" in capsys.readouterr().err
     assert go(*make_dpo(recipe), tmp_path, resume=True).step == trained.step
@@ -510,28 +510,30 @@ def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, c
 
 def test_two_processes_equal_one_with_the_same_global_batch(tiny_family, rated_clips, tmp_path):
     """Two gloo processes with one pair each, and one process that accumulates two pairs."""
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    settings = ("lr=1e-3", "adam_eps=1e-4")
-    command = arguments(tiny_family, rated_clips, two, "--steps", "3", settings=settings)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    gloo = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    ranks = [gloo | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} for rank in (0, 1)]
+    jobs = [("two", "accumulation=1", rank) for rank in ranks] + [("one", "accumulation=2", {})]
     processes = []
-    for rank in range(2):
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-        where |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        run = [sys.executable, "-m", "training.dpo", *command]
+    for name, accumulation, environment in jobs:
+        out = tmp_path / f"{name}.safetensors"
+        settings = ("adam_eps=1e-4", accumulation)
+        command = arguments(tiny_family, rated_clips, out, "--steps", "3", settings=settings)
         process = subprocess.Popen(
-            run, cwd=PROJECT_ROOT, env=os.environ | where, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "training.dpo", *command],
+            cwd=PROJECT_ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         processes.append(process)
-    same = arguments(tiny_family, rated_clips, one, "--steps", "3", settings=(*settings, "accumulation=2"))
-    assert main(same) == 0
     for process in processes:
         _, errors = process.communicate(timeout=500)
         assert process.returncode == 0, errors
-    alone, together = load_tensors(one), load_tensors(two)
+    alone, together = (load_tensors(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-4)
-    assert any(tensor.any() for name, tensor in alone.items() if "lora_B" in name)
+        torch.testing.assert_close(together[name], tensor, atol=1e-7, rtol=1e-5)
+    assert all(tensor.any() for tensor in alone.values())
