@@ -189,3 +189,22 @@ def win_rate(margins: Sequence[float], tie: float = 0.0) -> Estimate:
     return Estimate(
         share, max(0.0, min(share, float(middle - half))), min(1.0, max(share, float(middle + half)))
     )
+
+
+def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Estimate:
+    """Mean of `ours` by the mean of `theirs`, with a percentile bootstrap interval over the pairs.
+
+    Both hold one value, 0 or more, per pair. Nothing by nothing is 1. EvaluationError for no pairs.
+    """
+    if not len(ours):
+        raise EvaluationError("no pairs came, at least one is needed")
+    pairs = np.stack([np.asarray(ours, float), np.asarray(theirs, float)], axis=1)
+    rows = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    low, high = np.quantile(
+        [_ratio(*means) for means in pairs[rows].mean(1)], [0.025, 0.975], method="nearest"
+    )
+    return Estimate(_ratio(*pairs.mean(0)), float(low), float(high))
+
+
+def _ratio(a: float, b: float) -> float:
+    return float((a + 1e-9) / (b + 1e-9))

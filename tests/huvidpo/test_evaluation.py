@@ -13,6 +13,7 @@ from huvidpo.evaluation import (
     frame_consistency,
     freeze,
     mse,
+    ratio_of_means,
     smoothness,
     ssim,
     win_rate,
@@ -119,7 +120,22 @@ def test_win_rate_by_hand():
     assert win_rate([0.5, 0.0, -0.5]).mean == 0.5
     assert win_rate([0.5, 0.2, -0.1], tie=0.3).mean == pytest.approx(2 / 3)
     assert win_rate([1] * 10).low == pytest.approx(0.722, abs=1e-3)
-    for statistic in (bootstrap, win_rate):
+
+
+def test_ratio_of_means_by_hand():
+    estimate = ratio_of_means([1, 2, 3], [2, 4, 6])
+    assert (estimate.mean, estimate.low, estimate.high) == tuple(map(pytest.approx, (0.5, 0.5, 0.5)))
+    uneven = ratio_of_means([0, 4], [2, 2])
+    assert (uneven.mean, uneven.low, uneven.high) == (
+        pytest.approx(1),
+        pytest.approx(0, abs=1e-6),
+        pytest.approx(2),
+    )
+    assert ratio_of_means([0, 0], [0, 0]).mean == 1
+
+
+def test_statistics_of_nothing_are_refused():
+    for statistic in (bootstrap, win_rate, lambda values: ratio_of_means(values, values)):
         with pytest.raises(EvaluationError, match="at least one"):
             statistic([])
 
