@@ -30,7 +30,7 @@ MODULES = {"tensorrt": ("tensorrt", "tensorrt-cu13"), "tensorrt-rtx": ("tensorrt
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 
-# What TensorRT or the system says -> what the user can do. The first that matches any message counts.
+# What TensorRT or the system says -> what the user can do. The first message that matches one counts.
 ADVICE = (
     (
         r"out of memory|outofmemory|insufficient memory|bad_alloc|cannot allocate|signal 9",
@@ -57,6 +57,7 @@ ADVICE = (
         "Delete the skeletons folder of the cache and build again.",
     ),
 )
+NO_DRIVER = "cudaError 35"  # follows every failure of a build ahead of time, whatever the cause
 OTHERWISE = (
     "Read the log named above; if it does not help, report it with the versions of TensorRT and torch."
 )
@@ -110,9 +111,10 @@ def failure(backend: str, messages: Sequence[str], log: Path) -> str:
 
 def advice(messages: Sequence[str]) -> str:
     """The sentence that says what to do about TensorRT's messages."""
-    for pattern, sentence in ADVICE:
-        if any(re.search(pattern, message, re.IGNORECASE) for message in messages):
-            return sentence
+    for message in messages:
+        for pattern, sentence in ADVICE:
+            if NO_DRIVER not in message and re.search(pattern, message, re.IGNORECASE):
+                return sentence
     return OTHERWISE
 
 

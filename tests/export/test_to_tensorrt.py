@@ -44,6 +44,13 @@ def test_every_message_ends_in_what_to_do(message: str, said: str):
     assert "\n" not in text
 
 
+def test_the_first_message_counts_and_the_missing_driver_does_not():
+    mismatch = "API Usage Error (Dimension mismatch for tensor z and profile 0)"
+    driver = "Cuda Runtime (In catchCudaError: cudaError 35: CUDA driver version is insufficient)"
+    assert "spans" in advice([mismatch, driver])
+    assert advice(["something never seen", driver]) == OTHERWISE
+
+
 def test_advice_is_one_sentence():
     for _, sentence in [*ADVICE, ("", OTHERWISE)]:
         assert sentence.endswith(".")
