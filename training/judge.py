@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from huvidpo.catalog import Model
 from huvidpo.config import SamplingOptions
 from huvidpo.errors import CheckpointError
-from huvidpo.evaluation import check_clip, detail, flow, smoothness
+from huvidpo.evaluation import Flow, check_clip, detail, flow, smoothness
 from training.data import ClipsError, read_captions, read_clip
 from training.recipes import ClipRecipe
 
@@ -115,19 +115,19 @@ def embed_caption(judge: Judge, caption: str) -> np.ndarray:
     return F.normalize(features.float(), dim=-1)[0].cpu().numpy()
 
 
-def score_clip(frames: np.ndarray, caption: str, judge: Judge) -> float:
+def score_clip(frames: np.ndarray, caption: str, judge: Judge, moved: Flow | None = None) -> float:
     """The simulated rating, 0..10, of uint8 [F, H, W, 3] for the full caption (style applied).
 
-    Raises EvaluationError for another shape or type.
+    `moved`: its optical flow, where that is known already. Raises EvaluationError for another shape or type.
     """
-    return judge_clip(frames, caption, judge).score
+    return judge_clip(frames, caption, judge, moved).score
 
 
-def judge_clip(frames: np.ndarray, caption: str, judge: Judge) -> Verdict:
+def judge_clip(frames: np.ndarray, caption: str, judge: Judge, moved: Flow | None = None) -> Verdict:
     """The factors of `score_clip`."""
     check_clip(frames)
     images, text = embed_frames(judge, frames), embed_caption(judge, caption)
-    moved = flow(frames)
+    moved = moved or flow(frames)
     enough = MOTION_SHARE * judge.typical_motion * frames.shape[2]
     return Verdict(
         alignment=alignment(images, text),

@@ -37,12 +37,12 @@ from huvidpo.evaluation import Estimate, EvaluationError, flow, ratio_of_means, 
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.preferences import RATINGS_FILE, Comparison, Opinion, read_records
 from training.candidates import read_pictures, read_prompts
-from training.judge import clip_folder, load_judge, measure_motion, score_clip
+from training.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
 from training.lineage import card_path, commit, write_card
 from training.methods import SEED, draw_first_frames, full_caption, held_out_requests, render
 from training.thumbnails import contact_sheet, strip
 
-COUNT = 40  # pairs: 26 wins of 40 put the interval above one half
+COUNT = 40  # pairs: 27 wins of 40 put the interval above one half
 LEAST_MOTION = 0.9  # of the old weights' motion
 SIDES = ("candidate", "against")
 REPORT = "promotion.json"
@@ -139,7 +139,8 @@ def save_clips(
             entries.append(entry)
     write_clips(folder, entries)
     both = zip(clips["against"], clips["candidate"], strict=True)
-    pictures = [Image.fromarray(np.vstack([strip(old, 6), strip(new, 6)])) for old, new in both]
+    rows = [[np.asarray(strip(clip, 6)) for clip in pair] for pair in both]
+    pictures = [Image.fromarray(np.concatenate(row)) for row in rows]
     contact_sheet(pictures, [full_caption(request, catalog) for request in requests]).save(
         folder / "sheet.png"
     )
@@ -177,15 +178,16 @@ def judge_simulated(
     requests: Sequence[ClipRequest],
     catalog: Catalog,
     clips: Mapping[str, Sequence[np.ndarray]],
-    judge: Any,
+    judge: Judge,
 ) -> list[Pair]:
     """Pairs whose margin is the difference of the simulated ratings, in points."""
     pairs = []
     rows = zip(requests, clips["candidate"], clips["against"], strict=True)
     for request, ours, theirs in tqdm(rows, "judge", len(requests), unit="pair"):
         caption = full_caption(request, catalog)
-        margin = score_clip(ours, caption, judge) - score_clip(theirs, caption, judge)
-        pairs.append(Pair(caption, request.seed, margin, flow(ours).motion, flow(theirs).motion))
+        new, old = flow(ours), flow(theirs)
+        margin = score_clip(ours, caption, judge, new) - score_clip(theirs, caption, judge, old)
+        pairs.append(Pair(caption, request.seed, margin, new.motion, old.motion))
     return pairs
 
 
@@ -283,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
     model, category = catalog.model(args.model), catalog.category(args.category)
+    sampling = model.defaults.replace(steps=args.steps, first_frame_steps=args.steps)
+    model = dataclasses.replace(model, defaults=sampling)
     shipped = model.categories / category.weights
     weights = {"candidate": args.candidate, "against": args.against or shipped}
     if not args.candidate.is_file():
@@ -334,8 +338,8 @@ def _simulated(
     seen = [entry.prompt for entry in read_clips(args.rated)] if args.rated else []
     prompts = read_prompts(args.prompts) if args.prompts else []
     requests = held_out_requests(model, category, list(catalog.styles), args.count, prompts, args.seed, seen)
-    motion = {"typical_motion": measure_motion(args.like, model.defaults)} if args.like else {}
-    judge = load_judge(clip_folder(model, args.clip), **motion)
+    typical = measure_motion(args.like, model.defaults) if args.like else DEFAULT_MOTION
+    judge = load_judge(clip_folder(model, args.clip), typical)
     pictures = list(read_pictures(args.first_frames).values()) if args.first_frames else []
     first_frames = draw_first_frames(model, requests, pictures)
     clips = render_both(model, category, weights, requests, first_frames)
@@ -354,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--candidate", required=True, type=Path, help="the new weights (training.merge)")
     parser.add_argument("--against", type=Path, help="the old ones; default: the catalog's, or the base")
     parser.add_argument("--count", type=int, default=COUNT, help=f"pairs of clips ({COUNT})")
+    parser.add_argument(
+        "--steps", type=int, help="denoising steps of first frame and clip; default: the model's"
+    )
     parser.add_argument("--prompts", type=Path, help="text file with one prompt a line, without a style")
     parser.add_argument("--rated", type=Path, help="folder of the rated clips: their prompts are left out")
     parser.add_argument("--first-frames", type=Path, help="folder of pictures or videos to start from")
