@@ -244,9 +244,9 @@ def tiny_dpo() -> DPORecipe:
     winners were 0.8 % down, losers 1.2 % up, and every training pair was told apart.
     """
     return DPORecipe(
-        steps=120, passes=0, batch_size=2, lr=3e-4, adam_eps=1e-8, warmup_steps=10, precision="bf16",
+        steps=80, passes=0, batch_size=2, lr=3e-4, adam_eps=1e-8, warmup_steps=10, precision="bf16",
         target_modules=parts_of("attn1", "attn_temp"), height=64, width=64, beta=5000, anchor=1,
-        same_prompt=True, max_winner_drift=0.1, save_every=60, sample_every=30,
+        same_prompt=True, max_winner_drift=0.1, save_every=40, sample_every=40,
     )  # fmt: skip
 
 
