@@ -38,7 +38,7 @@ def pinned(line: str) -> str:
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    development = [d for d in extras["train"] + extras["dev"] if not d.startswith("huvidpo")]
+    development = [d for d in extras["train"] + extras["export"] + extras["dev"] if not d.startswith("huvidpo")]
     header = "# Written by requirements/lock.py from pyproject.toml. Do not edit.\n"
     for name, wanted in (("serve", []), ("dev", development)):
         lines = freeze(project["dependencies"] + wanted)

@@ -63,6 +63,7 @@ def promote(category: str) -> bool:
     folder, stage1 = LOOPS / category, STAGE1 / f"{category}.safetensors"
     command = ["training.promote", "--model", "tiny", "--category", category, "--accept"]
     command += ["--candidate", str(folder / "merged.safetensors"), "--against", str(stage1)]
+    command += ["--rated", str(folder / "candidates")]
     accepted = run([*command, "--run", str(folder / "gate")], category, allowed=(0, REFUSED)) == 0
     if not accepted:
         shipped = FAMILY / "categories" / stage1.name
