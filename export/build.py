@@ -10,6 +10,8 @@ UNet has an engine per category, every other network one. A graph is exported on
 category or merge only binds its weights into it.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import datetime
