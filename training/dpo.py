@@ -30,7 +30,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from huvidpo import evaluation, video
-from huvidpo.catalog import PROJECT_ROOT, Category, Model, load_catalog
+from huvidpo.catalog import Category, Model, load_catalog
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
 from huvidpo.config import SamplingOptions
 from huvidpo.errors import HuViDPOError
@@ -210,7 +210,7 @@ def _main(args: argparse.Namespace) -> int:
     recipe = chosen_recipe(args, "tiny_dpo" if args.model == "tiny" else "paper_dpo")
     if recipe.frames < 2:
         raise TrainingError("frames is 1: pictures are the business of training.dpo_image")
-    folder = args.run or PROJECT_ROOT / "runs" / "dpo" / f"{model.name}-{category.name}"
+    folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name}"
     made = run(
         recipe, model, category, args.clips, folder,
         stage1=args.stage1, ratings=args.ratings, resume=args.resume,

@@ -24,7 +24,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from huvidpo.catalog import PROJECT_ROOT, Catalog, Model, Style, load_catalog
+from huvidpo.catalog import Catalog, Model, Style, load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
 from huvidpo.lora import merge
@@ -160,7 +160,7 @@ def _main(args: argparse.Namespace) -> int:
         raise TrainingError(
             f"frames is {recipe.frames}; pictures have 1: clips are the business of training.dpo"
         )
-    folder = args.run or PROJECT_ROOT / "runs" / "dpo_image" / model.name
+    folder = args.run or Path("runs") / "dpo_image" / model.name
     made = run(recipe, model, args.clips, folder, ratings=args.ratings, resume=args.resume)
     if made and Accelerator().is_main_process:
         write_lora(args.out, *made)

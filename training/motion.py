@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from huvidpo import video
-from huvidpo.catalog import PROJECT_ROOT, Catalog, Component, Model, load_catalog
+from huvidpo.catalog import Catalog, Component, Model, load_catalog
 from huvidpo.checkpoint import save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
@@ -272,7 +272,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.category is None and not whole:
         raise TrainingError(f"--category is missing; known: {', '.join(catalog.categories)}")
     name = catalog.category(args.category).name if args.category else "base"
-    folder = args.run or PROJECT_ROOT / "runs" / "motion" / f"{model.name}-{name}"
+    folder = args.run or Path("runs") / "motion" / f"{model.name}-{name}"
 
     trained, unet, provenance = run(
         recipe, model, name, args.clips, folder, base=args.base, resume=args.resume

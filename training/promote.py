@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from huvidpo import video
-from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT, Catalog, Category, Model, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
 from huvidpo.clips import ClipEntry, ClipFolderError, file_sha256, read_clips, write_clips
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
@@ -295,7 +295,7 @@ def _main(args: argparse.Namespace) -> int:
         raise CheckpointError(f"against: there are no weights at {args.against}")
     if args.count < 1:
         raise InvalidRequest(f"count: got {args.count}, expected 1 or more", "count")
-    folder = args.run or PROJECT_ROOT / "runs" / "promote" / f"{model.name}-{category.name}"
+    folder = args.run or Path("runs") / "promote" / f"{model.name}-{category.name}"
 
     if args.people:
         records = read_records(folder / RATINGS_FILE)
