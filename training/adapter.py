@@ -18,8 +18,8 @@ NAME = "default"  # peft's name of the adapter, part of its parameters' names
 def add_adapter(model: nn.Module, recipe: DPORecipe) -> list[str]:
     """Freeze `model` and put a LoRA, which trains, on its linear layers that end in `recipe.target_modules`.
 
-    A starts Gaussian and B at zero: nothing changes yet. Returns the trainable names. Raises TrainingError
-    for a target that matches no layer.
+    A starts Gaussian and B at zero: nothing changes yet. In mixed precision the frozen weights are kept in
+    its dtype. Returns the trainable names. Raises TrainingError for a target that matches no layer.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in recipe.target_modules:
@@ -33,7 +33,25 @@ def add_adapter(model: nn.Module, recipe: DPORecipe) -> list[str]:
         target_modules=list(recipe.target_modules),
     )
     inject_adapter_in_model(config, model, NAME)
-    return select_trainable(model, ("lora_A", "lora_B"))
+    trainable = select_trainable(model, ("lora_A", "lora_B"))
+    if recipe.precision != "fp32":
+        halve_frozen(model, torch.bfloat16 if recipe.precision == "bf16" else torch.float16)
+    return trainable
+
+
+def halve_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen weights of a UNet's blocks in the dtype autocast gives them at every use anyway: the
+    same numbers in half the memory, and no casts.
+
+    Left alone are normalisations, which autocast runs in float32, and what projects the prompt: sampling does
+    so once, outside the forward and its autocast.
+    """
+    for name, module in model.named_modules():
+        inside = "_block" in name and "attn2.to_k" not in name and "attn2.to_v" not in name
+        if inside and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
 
 
 @contextlib.contextmanager
