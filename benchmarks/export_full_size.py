@@ -4,8 +4,8 @@
     python benchmarks/export_full_size.py --network video_unet
     python benchmarks/export_full_size.py --quick                small networks: does it run? records nothing
 
-The video UNet of SD 1.4 at 16 x 320 x 512 and the UNet of SDXL at 1024 x 1024, float16, built for SM 8.0, 8.6,
-8.9 and 12.0 by TensorRT for RTX. For each: seconds of export, of writing weights, of the build, bytes, and
+The video UNet of SD 1.4 at 16 x 320 x 512 and the UNet of SDXL at 1024 x 1024, float16, for SM 8.0, 8.6, 8.9
+and 12.0, by TensorRT for RTX. For each: seconds of export, of writing weights and of the build, bytes, and
 the most memory that the exporting and the building process held. Each network has its own process, and up
 to 15 GB of temporary files. Appends one JSON line to benchmarks/results/.
 """

@@ -10,8 +10,6 @@ UNet has an engine per category, every other network one. A graph is exported on
 category or merge only binds its weights into it.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import datetime
@@ -74,7 +72,7 @@ class Outcome:
     folder: Path
     manifest: Manifest
     how: str
-    parity: Sequence[parity.Result] = ()
+    checks: Sequence[parity.Result] = ()
     peak_bytes: int = 0  # of the building process
 
 
@@ -212,7 +210,7 @@ def line(job: Job, outcome: Outcome) -> str:
     m = outcome.manifest
     name = f"{m.network} {job.category}".strip()
     peak = f", peak {outcome.peak_bytes / 2**20:,.0f} MB" if outcome.peak_bytes else ""
-    error = max((result.error for result in outcome.parity), default=None)
+    error = max((result.error for result in outcome.checks), default=None)
     checked = f", error {error:.1e}" if error is not None else ""
     return (
         f"{name:<36}{m.precision:<10}{outcome.how:<8}{m.build_seconds:>8.1f} s"
@@ -244,7 +242,7 @@ def _main(args: argparse.Namespace) -> int:
             bar.set_description(f"{job.network.row.name} {job.category}".strip())
             outcome = build(job, target, cache, 0 if args.no_parity else 2)
             tqdm.write(line(job, outcome))
-            results += outcome.parity
+            results += outcome.checks
     if results:
         print(parity.table(results))
     if args.report:
