@@ -38,10 +38,11 @@ def pinned(line: str) -> str:
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    development = [d for d in extras["train"] + extras["export"] + extras["dev"] if not d.startswith("huvidpo")]
+    wanted = extras["train"] + extras["export"] + extras["dev"]
+    development = [name for name in wanted if not name.startswith("huvidpo")]
     header = "# Written by requirements/lock.py from pyproject.toml. Do not edit.\n"
-    for name, wanted in (("serve", []), ("dev", development)):
-        lines = freeze(project["dependencies"] + wanted)
+    for name, more in (("serve", []), ("dev", development)):
+        lines = freeze(project["dependencies"] + more)
         (HERE / f"{name}.txt").write_text(header + "\n".join(lines) + "\n")
         print(f"{name}.txt: {len(lines)} packages")
 

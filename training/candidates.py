@@ -14,6 +14,7 @@ a subject that the first-frame model cannot draw.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,13 @@ from tqdm import tqdm
 from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
-from huvidpo.clips import CAPTIONS_FILE, ClipEntry, file_sha256, write_clips
+from huvidpo.clips import CAPTIONS_FILE, ClipEntry, file_sha256, read_clips, write_clips
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.video import read_image
-from training.data import VIDEO_SUFFIXES
+from training.data import VIDEO_SUFFIXES, read_captions, read_clip
+from training.recipes import ClipRecipe
 from training.thumbnails import contact_sheet, strip
 from training.tiny import world
 
@@ -72,6 +74,18 @@ def plan(
         picture = pictures[i % len(pictures)] if pictures else None
         plans.append(Plan(prompts[which], styles[(which + again) % len(styles)], seed + i, picture))
     return plans
+
+
+def plan_beside(filmed: Sequence[ClipEntry], styles: Sequence[str], seed: int) -> list[Plan]:
+    """One clip for each filmed one: its prompt and first frame, its style or else the first of `styles`."""
+    return [Plan(clip.prompt, clip.style or styles[0], seed + i, clip.video) for i, clip in enumerate(filmed)]
+
+
+def read_filmed(folder: Path) -> list[ClipEntry]:
+    """The captioned videos of `folder`. Raises ClipFolderError and ClipsError for what cannot be read."""
+    if (folder / CAPTIONS_FILE).exists():
+        return read_clips(folder)
+    return [ClipEntry(video=path.name, caption=caption) for path, caption in read_captions(folder)]
 
 
 def default_prompts(model: str, category: Category, count: int, seed: int) -> list[str]:
@@ -158,8 +172,12 @@ def make(
     styles: Mapping[str, Style],
     out: Path,
     pictures: Mapping[str, np.ndarray] | None = None,
+    filmed: Mapping[str, np.ndarray] | None = None,
 ) -> list[ClipEntry]:
-    """Render `plans` into the folder `out`: videos, captions and contact sheet. Raises as `render`."""
+    """Render `plans` into the folder `out`: videos, captions and contact sheet. Raises as `render`.
+
+    `filmed`: by the pictures' names, clips uint8 [F, H, W, 3] to stand beside those made from them.
+    """
     lineage = lineage_of(weights)
     entries: list[ClipEntry] = []
     strips: list[Image.Image] = []
@@ -178,10 +196,19 @@ def make(
             model=model.name,
             lineage=lineage | ({"first_frame": p.picture} if p.picture else {}),
         )
-        (out / entry.video).write_bytes(video.encode(clip, model.defaults.fps))
-        entries.append(entry)
-        strips.append(strip(clip, height=96))
-    labels = [f"{entry.video[:4]} {entry.caption} ({entry.seed})" for entry in entries]
+        shown = [(entry, clip)]
+        if filmed:
+            name, origin = f"{i:04d}_filmed.mp4", {"filmed": str(p.picture)}
+            real = dataclasses.replace(entry, video=name, seed=None, model="", lineage=origin)
+            shown.append((real, filmed[str(p.picture)]))
+        for entry, frames in shown:
+            (out / entry.video).write_bytes(video.encode(frames, model.defaults.fps))
+            entries.append(entry)
+            strips.append(strip(frames, height=96))
+    labels = [
+        f"{entry.video[:4]} {entry.caption} ({'filmed' if entry.seed is None else entry.seed})"
+        for entry in entries
+    ]
     contact_sheet(strips, labels).save(out / SHEET_FILE)
     write_clips(out, entries)  # last: with it the folder is complete
     return entries
@@ -209,19 +236,35 @@ def _main(args: argparse.Namespace) -> int:
         raise CheckpointError(
             f"no weights at {weights}: train them with python -m training.motion, or name them with --weights"
         )
-    different = -(-args.count // args.seeds_per_prompt)
-    prompts = (
-        read_prompts(args.prompts)
-        if args.prompts
-        else default_prompts(model.name, category, different, args.seed)
-    )
     styles = [catalog.style(name).name for name in args.styles or catalog.styles]
-    pictures = read_pictures(args.first_frames) if args.first_frames else {}
-    plans = plan(prompts, styles, args.count, args.seeds_per_prompt, args.seed, list(pictures))
-    entries = make(model, category, weights, plans, catalog.styles, args.out, pictures)
+    pictures = read_pictures(folder) if (folder := args.beside or args.first_frames) else {}
+    filmed: dict[str, np.ndarray] = {}
+    if args.beside:
+        clips = read_filmed(args.beside)[: args.count]
+        shape = {name: getattr(model.defaults, name) for name in ("frames", "height", "width", "fps")}
+        filmed = {clip.video: read_clip(args.beside / clip.video, ClipRecipe(**shape)) for clip in clips}
+        plans = plan_beside(clips, styles, args.seed)
+    else:
+        plans = plan(
+            chosen_prompts(args, model, category),
+            styles,
+            args.count,
+            args.seeds_per_prompt,
+            args.seed,
+            list(pictures),
+        )
+    entries = make(model, category, weights, plans, catalog.styles, args.out, pictures, filmed)
     print(f"{args.out}: {len(entries)} clips; look at {SHEET_FILE}, then rate them:")
     print(f"  python -m service.rating --clips {args.out}")
     return 0
+
+
+def chosen_prompts(args: argparse.Namespace, model: Model, category: Category) -> list[str]:
+    """Those of `--prompts`, or default ones."""
+    different = -(-args.count // args.seeds_per_prompt)
+    if args.prompts:
+        return read_prompts(args.prompts)
+    return default_prompts(model.name, category, different, args.seed)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -238,6 +281,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path, help="text file with one prompt a line, without a style")
     parser.add_argument(
         "--first-frames", type=Path, help="folder of pictures or videos to start from; default: drawn"
+    )
+    parser.add_argument(
+        "--beside", type=Path, metavar="CLIPS", help="folder of filmed clips to put among the made ones"
     )
     parser.add_argument("--styles", nargs="+", metavar="STYLE", help="default: all of the catalog")
     parser.add_argument("--seeds-per-prompt", type=int, default=2, help="clips of each prompt (2)")

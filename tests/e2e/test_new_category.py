@@ -1,4 +1,4 @@
-"""docs/new-category.md as it is written, at reduced steps: from a folder of clips to an answer of the service."""
+"""docs/new-category.md as it is written, at reduced steps: from a folder of clips to the service's answer."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TUTORIAL = ROOT / "docs" / "new-category.md"
 # What is made smaller. Everything else runs as the page says.
 REDUCED = {
     "-m training.motion ": "-m training.motion --steps 3 --set batch_size=2 ",
-    "--count 16 ": "--count 8 ",
+    "--count 8 ": "--count 6 ",
     "-m training.dpo ": "-m training.dpo --steps 3 --set sample_every=3 ",
     "-m training.promote ": "-m training.promote --count 4 ",
 }
@@ -81,7 +81,7 @@ def test_from_clips_to_the_service(folder: Path, start_server) -> None:
     merged = folder / "candle" / "candle.safetensors"
     lineage = read_metadata(merged)
     assert lineage["category"] == "candle"
-    assert json.loads((folder / "candle" / "candle.card.json").read_text())["category"] == "candle"
+    assert json.loads((folder / "candle" / "candle.card.json").read_text())["lineage"]["category"] == "candle"
     stage1 = load_tensors(folder / "candle" / "stage1.safetensors")
     assert stage1.keys() < load_tensors(merged).keys()
     accepted = folder / "models/tiny/categories/candle.safetensors"

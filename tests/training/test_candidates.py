@@ -102,6 +102,28 @@ def test_clips_may_start_from_given_pictures(tiny_family, tmp_path):
     assert pictures["b.png"][0, 0].tolist() == [250, 0, 0]
 
 
+def test_filmed_clips_stand_beside_those_made_from_their_first_frames(tiny_family, tmp_path):
+    filmed, out = tmp_path / "filmed", tmp_path / "horse"
+    filmed.mkdir()
+    for i, caption in enumerate(["a horse runs", "a white horse", "not asked for"]):
+        write_clip(filmed / f"{i}.mp4", seed=i, frames=20)
+        (filmed / f"{i}.txt").write_text(caption)
+    command = ["--category", "horse", "--beside", str(filmed), "--count", "2", "--out", str(out)]
+    assert main(command) == 0
+    entries = read_clips(out)
+    assert [e.prompt for e in entries] == ["a horse runs"] * 2 + ["a white horse"] * 2
+    made, real = entries[::2], entries[1::2]
+    assert [e.seed for e in made] == [0, 1]
+    assert [e.seed for e in real] == [None, None]
+    assert [e.lineage for e in real] == [{"filmed": "0.mp4"}, {"filmed": "1.mp4"}]
+    assert [e.caption for e in made] == [e.caption for e in real]
+    for one, other in zip(made, real, strict=True):
+        clips = [video.decode(out / e.video)[0].astype(float) for e in (one, other)]
+        assert clips[0].shape == clips[1].shape, (
+            "nothing but what it shows tells a made clip from a filmed one"
+        )
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

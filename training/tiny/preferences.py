@@ -3,11 +3,11 @@
     python -m training.tiny.preferences                          # all eight, from runs/tiny/stage1
     python -m training.tiny.preferences --category horse rain
 
-Per category: 16 candidates of the stage-1 weights -> ratings by the stated rule of `training.judge` (no
-people rated anything) -> a DPO LoRA -> merge -> the promotion gate. What passes ships in
-models/tiny/categories; where the gate refuses, the stage-1 weights do. Every step is the command that a
-user types; finished steps are kept. Everything lies in runs/tiny/preferences/<category>, the verdict in
-`gate/promotion.json`.
+Per category: 16 clips, eight made by the stage-1 weights beside the eight rendered ones whose first frames
+they start from -> ratings by the stated rule of `training.judge` (no people rated anything) -> a DPO LoRA
+-> merge -> the promotion gate. What passes ships in models/tiny/categories; where the gate refuses, the
+stage-1 weights do. Every step is the command that a user types; finished steps are kept. Everything lies in
+runs/tiny/preferences/<category>, the verdict in `gate/promotion.json`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from huvidpo import video
+from huvidpo.clips import CAPTIONS_FILE, ClipEntry, write_clips
 from training.lineage import write_card
 from training.tiny.common import FAMILY, RUNS, STAGE1
-from training.tiny.world import CATEGORIES
+from training.tiny.evaluate import request_for
+from training.tiny.world import CATEGORIES, FRAMES, STYLES, caption, random_scene, render
 
 MODULE = [sys.executable, "-m"]
 LOOPS = RUNS / "preferences"
-CANDIDATES = ["--count", "16", "--seeds-per-prompt", "4", "--seed", "1000"]
+FILMED, SEED = 8, 1000
 REFUSED = 1  # exit status of training.promote
 
 
@@ -36,7 +41,8 @@ def commands(category: str) -> dict[Path, list[str]]:
     rated = ["--clips", str(clips)]
     return {
         clips / "captions.jsonl": [
-            "training.candidates", *named, "--weights", stage1, *CANDIDATES, "--out", str(clips)
+            "training.candidates", *named, "--weights", stage1, "--beside", str(folder / "filmed"),
+            "--count", str(FILMED), "--seed", str(SEED), "--out", str(clips),
         ],
         clips / "ratings.jsonl": ["training.ratings", "simulate", "--model", "tiny", *rated],
         lora: [
@@ -50,8 +56,34 @@ def commands(category: str) -> dict[Path, list[str]]:
     }  # fmt: skip
 
 
+def film(category: str) -> None:
+    """Render clips that no training saw, two of each style: the real thing among the candidates."""
+    folder = LOOPS / category / "filmed"
+    if (folder / CAPTIONS_FILE).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng((SEED, CATEGORIES.index(category)))
+    entries = []
+    for i in range(FILMED):
+        scene = random_scene(rng, category, STYLES[i % len(STYLES)])
+        request = request_for(scene, SEED)
+        name = f"{i:04d}.mp4"
+        (folder / name).write_bytes(video.encode(render(scene, FRAMES), request.options.fps))
+        entries.append(
+            ClipEntry(
+                video=name,
+                caption=caption(scene),
+                prompt=request.prompt,
+                style=scene.style,
+                category=category,
+            )
+        )
+    write_clips(folder, entries)
+
+
 def take_through(category: str) -> bool:
     """The whole loop of one category; whether the gate accepted its preferences."""
+    film(category)
     for product, command in commands(category).items():
         if not product.exists():
             run(command, category)
