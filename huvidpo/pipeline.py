@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import Catalog, Component, load_catalog
 from huvidpo.config import ClipRequest
+from huvidpo.engine import Place, place_modules
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import check_present, device_and_dtype, load_category, load_vae, load_video_unet
@@ -42,17 +43,25 @@ VIDEO_SEED_OFFSET = 0x9E3779B9  # so that the video's noise is not the first fra
 class FirstFramePipeline:
     """Prompt and style -> one image, by a StableDiffusionXLPipeline whose UNet may be a DPO-aligned one."""
 
-    def __init__(self, pipe: StableDiffusionXLPipeline, catalog: Catalog):
+    def __init__(self, pipe: StableDiffusionXLPipeline, catalog: Catalog, backend: str = "torch"):
+        """`backend`: what the UNet runs on, see engine.py."""
         self.pipe = pipe
         self.catalog = catalog
+        self.backend = backend
 
     @classmethod
     def from_catalog(
-        cls, model: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        model: str,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: str = "torch",
     ) -> "FirstFramePipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
-        Raises InvalidRequest for an unknown name, CheckpointError for a local part that is not there.
+        `backend`: one of config.BACKENDS. Raises InvalidRequest for an unknown name, CheckpointError for a
+        local part that is not there, EngineError for a backend that cannot be had.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
@@ -69,7 +78,21 @@ class FirstFramePipeline:
         )
         for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
             module.to(device)
-        return cls(pipe, catalog)
+        options, factor = entry.defaults, pipe.vae_scale_factor
+        height, width = (side // factor for side in options.first_frame_size)
+        place = Place(
+            model=model,
+            device=device,
+            lines=2 if options.first_frame_guidance > 1 else 1,
+            frames=1,
+            height=height,
+            width=width,
+            tokens=pipe.tokenizer.model_max_length,
+        )
+        modules = {"first_frame_unet": {"": pipe.unet}, "first_frame_vae_decoder": {"": pipe.vae}}
+        used, parts = place_modules(backend, modules, place)
+        pipe.unet, pipe.vae = parts["first_frame_unet"][""], parts["first_frame_vae_decoder"][""]
+        return cls(pipe, catalog, used)
 
     @staticmethod
     def can_share_batch(a: ClipRequest, b: ClipRequest) -> bool:
@@ -201,14 +224,16 @@ class VideoPipeline:
         tokenizer: CLIPTokenizer,
         scheduler_config: dict[str, Any],
         catalog: Catalog,
+        backend: str = "torch",
     ):
-        """`unets`: one per category, by name."""
+        """`unets`: one per category, by name. `backend`: what they run on, see engine.py."""
         self.unets = unets
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.scheduler_config = scheduler_config
         self.catalog = catalog
+        self.backend = backend
 
     @classmethod
     def from_catalog(
@@ -219,12 +244,14 @@ class VideoPipeline:
         dtype: torch.dtype | None = None,
         categories: Sequence[str] | None = None,
         weights: Mapping[str, Path] | None = None,
+        backend: str = "torch",
     ) -> "VideoPipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
         `categories` (default: all) share the tensors they do not change; one without weights uses the base
-        model, with a warning. `weights`: of a category, in place of the catalog's. Raises InvalidRequest for
-        an unknown name, CheckpointError for a missing part.
+        model, with a warning. `weights`: of a category, in place of the catalog's. `backend`: one of
+        config.BACKENDS. Raises InvalidRequest for an unknown name, CheckpointError for a missing part,
+        EngineError for a backend that cannot be had.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
@@ -234,18 +261,33 @@ class VideoPipeline:
         chosen = [catalog.category(name) for name in categories or catalog.categories]
         files = {category.name: entry.categories / category.weights for category in chosen}
         files |= weights or {}
-        encoder, tokenizer = entry.video_text_encoder, entry.video_tokenizer
+        unets = {name: load_category(base, file) for name, file in files.items()}
+        vae = load_vae(entry.video_vae, device, dtype)
+        encoder, source, options = entry.video_text_encoder, entry.video_tokenizer, entry.defaults
+        tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder=source.subfolder)
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        place = Place(
+            model=model,
+            device=device,
+            lines=2 if options.guidance > 1 else 1,
+            frames=options.frames,
+            height=options.height // factor,
+            width=options.width // factor,
+            tokens=tokenizer.model_max_length,
+        )
+        used, parts = place_modules(backend, {"video_unet": unets, "video_vae_decoder": {"": vae}}, place)
         return cls(
-            unets={name: load_category(base, file) for name, file in files.items()},
-            vae=load_vae(entry.video_vae, device, dtype),
+            unets=parts["video_unet"],
+            vae=parts["video_vae_decoder"][""],
             text_encoder=CLIPTextModel.from_pretrained(
                 encoder.location, subfolder=encoder.subfolder, dtype=dtype
             ).to(device),
-            tokenizer=CLIPTokenizer.from_pretrained(tokenizer.location, subfolder=tokenizer.subfolder),
+            tokenizer=tokenizer,
             scheduler_config=DDIMScheduler.load_config(
                 entry.video_scheduler.location, subfolder=entry.video_scheduler.subfolder
             ),
             catalog=catalog,
+            backend=used,
         )
 
     @staticmethod

@@ -29,6 +29,8 @@ R = TypeVar("R")  # result
 class Model(Protocol):
     """What runs on the compute thread, and only there. `prepare` makes an item, ready to run, of a job."""
 
+    backend: str  # what it runs on, for reports
+
     def prepare(self, job: Any) -> Any: ...
 
     def can_share(self, a: Any, b: Any) -> bool: ...
@@ -73,6 +75,7 @@ class Batcher(Generic[J, R]):
     def __init__(self, stage: str, load: Callable[[], Model], *, max_batch: int, queue_size: int):
         self.stage, self.max_batch, self.queue_size = stage, max_batch, queue_size
         self.ready = False
+        self.backend = ""  # the model's, once it is loaded
         self._load = load
         self._queue: deque[_Entry[J, R]] = deque()
         self._wake = threading.Condition()
@@ -142,6 +145,8 @@ class Batcher(Generic[J, R]):
         """The compute thread."""
         try:
             model = self._load()
+            self.backend = model.backend
+            metrics.BACKEND.labels(self.stage, model.backend).set(1)
             self.ready = True
             while batch := self._next_batch(model):
                 self._run(model, batch)

@@ -50,16 +50,28 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """The clip. `seconds` by stage: queue, encode (both runners), video, and first_frame unless uploaded."""
+    """The clip. `seconds` by stage: queue, encode (both runners), video, and first_frame unless uploaded.
+
+    `backends`: what video, and first_frame unless uploaded, ran on.
+    """
 
     data: bytes
     media_type: str
     seed: int
     model: str
     seconds: dict[str, float]
+    backends: dict[str, str]
 
 
 Event = Started | Progress | Finished
+
+
+@dataclass
+class _Made:
+    """What the stages of one request report; see Finished."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
+    backends: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -116,25 +128,32 @@ class Generation:
             options=dataclasses.asdict(clip.options),
             format=request.format,
         )
-        seconds = {"queue": 0.0, "encode": 0.0}
+        made = _Made()
         if request.first_frame is not None:
             job.first_frame = await self._read_first_frame(request.first_frame, clip.options)
         else:
-            async with aclosing(self._run("first_frame", self.first_frame, job, deadline, seconds)) as events:
+            async with aclosing(self._run("first_frame", self.first_frame, job, deadline, made)) as events:
                 async for event in events:
                     if isinstance(event, Progress):
                         yield event
                     else:
                         job.first_frame = event
-        async with aclosing(self._run("video", self.video, job, deadline, seconds)) as events:
+        async with aclosing(self._run("video", self.video, job, deadline, made)) as events:
             async for event in events:
                 if isinstance(event, Progress):
                     yield event
                 else:
                     data = base64.b64decode(event)
-        for stage, value in seconds.items():
+        for stage, value in made.seconds.items():
             metrics.STAGE_SECONDS.labels(stage).observe(value)
-        yield Finished(data, MEDIA_TYPES[request.format], clip.seed, self.settings.model, seconds)
+        yield Finished(
+            data,
+            MEDIA_TYPES[request.format],
+            clip.seed,
+            self.settings.model,
+            made.seconds,
+            made.backends,
+        )
 
     def plan(self, request: GenerateRequest) -> ClipRequest:
         """The request with the model's defaults and a seed filled in. Raises InvalidRequest."""
@@ -161,9 +180,9 @@ class Generation:
         return await asyncio.to_thread(read_first_frame, text, options.height, options.width, max_pixels)
 
     async def _run(
-        self, stage: str, runner: Runner, job: RunnerJob, deadline: float, seconds: dict[str, float]
+        self, stage: str, runner: Runner, job: RunnerJob, deadline: float, made: "_Made"
     ) -> AsyncGenerator[Progress | str, None]:
-        """Progress of one stage, then its result in base64; adds its seconds to `seconds`."""
+        """Progress of one stage, then its result in base64; adds its seconds and backend to `made`."""
         async with aclosing(_until(runner(job), deadline, self.settings.request_timeout)) as lines:
             async for line in lines:
                 if line["event"] == "step":
@@ -171,9 +190,10 @@ class Generation:
                 elif line["event"] == "error":
                     raise from_dict(line)
                 elif line["event"] == "done":
-                    seconds["queue"] += line["queued"]
-                    seconds[stage] = line["seconds"]
-                    seconds["encode"] += line["encode"]
+                    made.seconds["queue"] += line["queued"]
+                    made.seconds[stage] = line["seconds"]
+                    made.seconds["encode"] += line["encode"]
+                    made.backends[stage] = line["backend"]
                     yield line["data"]
                     return
         raise RuntimeError(f"the {stage} runner ended without a result")

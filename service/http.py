@@ -230,5 +230,10 @@ async def _disconnected(request: Request) -> None:
 
 def _clip_response(clip: Finished) -> Response:
     timing = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in clip.seconds.items())
-    headers = {"X-Seed": str(clip.seed), "X-Model": clip.model, "Server-Timing": timing}
+    headers = {
+        "X-Seed": str(clip.seed),
+        "X-Model": clip.model,
+        "X-Backend": ", ".join(f"{stage}={backend}" for stage, backend in clip.backends.items()),
+        "Server-Timing": timing,
+    }
     return Response(clip.data, media_type=clip.media_type, headers=headers)

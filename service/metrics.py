@@ -45,3 +45,6 @@ WEIGHTS = Gauge(
     ["category", "stage", "sha256"],
     multiprocess_mode="livemax",
 )
+BACKEND = Gauge(
+    "huvidpo_backend_info", "What a stage runs on; 1.", ["stage", "backend"], multiprocess_mode="livemax"
+)

@@ -2,7 +2,8 @@
 
     {"event": "queued"}                                     at once: the job is accepted
     {"event": "step", "step": 3, "total": 20}               after every denoising step
-    {"event": "done", "data": base64, "queued": seconds, "seconds": seconds, "encode": seconds}
+    {"event": "done", "data": base64, "queued": seconds, "seconds": seconds, "encode": seconds,
+     "backend": what it ran on}
     {"event": "error", "code": ..., "message": ..., ...}    instead of done; see errors.py
 
 Heavy imports sit inside the functions that the compute thread calls.
@@ -38,6 +39,7 @@ VideoItem = tuple[ClipRequest, np.ndarray]
 class FirstFrameModel:
     def __init__(self, pipeline: "FirstFramePipeline"):
         self.pipeline = pipeline
+        self.backend = pipeline.backend
         self.can_share = pipeline.can_share_batch
 
     def prepare(self, job: RunnerJob) -> ClipRequest:
@@ -54,6 +56,7 @@ class FirstFrameModel:
 class VideoModel:
     def __init__(self, pipeline: "VideoPipeline"):
         self.pipeline = pipeline
+        self.backend = pipeline.backend
 
     def prepare(self, job: RunnerJob) -> VideoItem:
         if job.first_frame is None:
@@ -98,7 +101,7 @@ def _placement(settings: Settings) -> dict[str, Any]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
-    return {"device": settings.device or None, "dtype": dtype}
+    return {"device": settings.device or None, "dtype": dtype, "backend": settings.backend}
 
 
 def encode_frame(job: RunnerJob, frame: np.ndarray) -> str:
@@ -120,18 +123,19 @@ async def stream(
                 if isinstance(event, Step):
                     yield _line(event="step", step=event.step, total=event.total)
                 else:
-                    yield await _done(event, job, encode)
+                    yield await _done(event, job, encode, batcher.backend)
     except Exception as error:
         if row_of(error) is INTERNAL:
             logger.exception("a job failed in the %s runner", batcher.stage)
         yield _line(event="error", **to_dict(error))
 
 
-async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode) -> str:
+async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend: str) -> str:
     started = time.monotonic()
     data = await asyncio.to_thread(encode, job, event.result)
     seconds = time.monotonic() - started
-    return _line(event="done", data=data, queued=event.queued, seconds=event.seconds, encode=seconds)
+    times = {"queued": event.queued, "seconds": event.seconds, "encode": seconds}
+    return _line(event="done", data=data, backend=backend, **times)
 
 
 def _line(**fields: Any) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from huvidpo.config import BACKENDS
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -13,6 +15,7 @@ class Settings:
     model: str = "tiny"  # which model of the catalog to serve
     device: str = ""  # torch device of the runners; empty: CUDA when present, else CPU
     dtype: str = ""  # float32, float16 or bfloat16; empty: the pipeline's choice
+    backend: str = "auto"  # what the UNets run on, one of huvidpo.config.BACKENDS; auto: the fastest there is
     threads: int = 0  # torch CPU threads per runner; 0: torch's choice
     max_batch: int = 4  # requests denoised together, 1..64
     queue_size: int = 64  # requests waiting in one runner before it answers "queue full", 1..10000
@@ -34,6 +37,8 @@ class Settings:
                 raise ValueError(f"{_variable(name)}: got {value}, allowed {low} to {high}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(_DTYPES[1:])} or empty")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"HUVIDPO_BACKEND: got {self.backend!r}, allowed {', '.join(BACKENDS)}")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":

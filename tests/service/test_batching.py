@@ -22,6 +22,7 @@ class Adder:
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[int]] = field(default_factory=list)
     steps: int = 0
+    backend: str = "torch"
     fail_above: int = 99  # batches longer than this fail
 
     def prepare(self, job: tuple[str, int]) -> tuple[str, int]:

@@ -33,6 +33,7 @@ class Painter:
     seen: list[ClipRequest] = field(default_factory=list)
     steps: int = 0
     error: Exception | None = None
+    backend: str = "torch"
 
     def prepare(self, job):
         return runners.to_clip_request(job), job.first_frame
@@ -115,6 +116,7 @@ def test_events_of_a_request(rig):
     assert finished.seed == 7
     assert finished.media_type == "video/mp4"
     assert set(finished.seconds) == {"queue", "first_frame", "video", "encode"}
+    assert finished.backends == {"first_frame": "torch", "video": "torch"}
     frames, fps = decode(finished.data)
     assert frames.shape == (16, 64, 64, 3)
     assert fps == 8
