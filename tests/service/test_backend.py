@@ -1,0 +1,65 @@
+"""HUVIDPO_BACKEND from the setting to the answer: real models at random weights, no web."""
+
+import logging
+from functools import partial
+
+import pytest
+from family import build_random_family
+from prometheus_client import REGISTRY
+
+from service import runners
+from service.batching import Batcher
+from service.generation import Finished
+from service.http import _clip_response
+from service.settings import Settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _random_family(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("family")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUVIDPO_CATALOG", str(build_random_family(folder) / "catalog"))
+        patch.setenv("HUVIDPO_ENGINES", str(folder / "engines"))
+        yield
+
+
+def started(stage: str, settings: Settings) -> Batcher:
+    """A runner's batcher, loaded or given up."""
+    load = {"first_frame": runners.load_first_frame, "video": runners.load_video}[stage]
+    batcher: Batcher = Batcher(stage, partial(load, settings), max_batch=1, queue_size=1)
+    while batcher.alive and not batcher.ready:
+        batcher._thread.join(0.05)
+    return batcher
+
+
+def test_setting():
+    assert Settings().backend == "auto"
+    assert Settings.from_env({"HUVIDPO_BACKEND": "openvino"}).backend == "openvino"
+    with pytest.raises(ValueError, match="HUVIDPO_BACKEND: got 'openvno', allowed auto, torch, onnxruntime"):
+        Settings.from_env({"HUVIDPO_BACKEND": "openvno"})
+
+
+@pytest.mark.parametrize("stage", ["first_frame", "video"])
+def test_auto_falls_back_and_is_reported(stage, caplog):
+    """Half precision is something no CPU engine computes in."""
+    with caplog.at_level(logging.WARNING):
+        batcher = started(stage, Settings(dtype="float16", device="cpu"))
+    assert batcher.ready
+    assert batcher.backend == "torch"
+    assert "torch serves instead of openvino" in caplog.text
+    labels = {"stage": stage, "backend": "torch"}
+    assert REGISTRY.get_sample_value("huvidpo_backend_info", labels) == 1
+    batcher.close()
+
+
+def test_a_backend_that_was_asked_for_is_not_replaced(caplog):
+    batcher = started("video", Settings(backend="tensorrt", device="cpu"))
+    assert not batcher.alive
+    assert not batcher.ready
+    assert "tensorrt runs on cuda, the device is cpu: set HUVIDPO_DEVICE=cuda" in caplog.text
+
+
+def test_answer_names_the_backends():
+    backends = {"first_frame": "openvino", "video": "tensorrt"}
+    response = _clip_response(Finished(b"", "video/mp4", 1, "tiny", {}, backends))
+    assert response.headers["X-Backend"] == "first_frame=openvino, video=tensorrt"
