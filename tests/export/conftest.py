@@ -19,12 +19,22 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+def catalog_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random_family(tmp_path_factory.mktemp("family")) / "catalog"
+
+
+@pytest.fixture(scope="session")
+def model(catalog_folder: Path) -> Model:
     """The random family, which is the catalog's `tiny` while these tests run."""
-    folder = build_random_family(tmp_path_factory.mktemp("family"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HUVIDPO_CATALOG", str(folder / "catalog"))
-        yield load_catalog().model("tiny")
+        patch.setenv("HUVIDPO_CATALOG", str(catalog_folder))
+        return load_catalog().model("tiny")
+
+
+@pytest.fixture(autouse=True)
+def random_catalog(catalog_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each test by itself: the tests of other folders must not see it."""
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(catalog_folder))
 
 
 @pytest.fixture(scope="session")
