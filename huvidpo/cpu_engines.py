@@ -225,6 +225,7 @@ def onnxruntime(network: str, category: str, module: Any, place: Place) -> Run:
         model=place.model,
         category=category,
         backend="onnxruntime",
+        precision=precision,
         weights_sha256=hash_weights(module.state_dict(), precision),
     )
     options = SessionOptions()

@@ -37,7 +37,8 @@ def tensorrt(network: str, category: str, module: Any, place: Place) -> Run:
     Raises EngineError if no flavour is installed, or none has a plan that may be used here.
     """
     capability = "{}.{}".format(*torch.cuda.get_device_capability(place.device))
-    weights = hash_weights(module.state_dict(), str(module.dtype).removeprefix("torch."))
+    precision = str(module.dtype).removeprefix("torch.")
+    weights = hash_weights(module.state_dict(), precision)
     refusals = []
     for flavour in FLAVOURS:
         try:
@@ -50,6 +51,7 @@ def tensorrt(network: str, category: str, module: Any, place: Place) -> Run:
                 backend=flavour,
                 version=device.trt.__version__,
                 compute_capability=capability,
+                precision=precision,
                 weights_sha256=weights,
             )
             return Plan(device, folder, manifest)

@@ -151,14 +151,24 @@ def size_of(folder: Path, manifest: Manifest) -> int:
 
 
 def refusal(
-    manifest: Manifest, *, version: str = "", compute_capability: str = "", weights_sha256: str = ""
+    manifest: Manifest,
+    *,
+    version: str = "",
+    compute_capability: str = "",
+    precision: str = "",
+    weights_sha256: str = "",
 ) -> str:
     """Why an engine may not be used here, and what to do; empty if it may. What is left empty is not checked.
 
-    `version`: of the TensorRT that would run it. `compute_capability`: of the GPU, "8.9". `weights_sha256`:
-    of the weights that the caller wants run.
+    `version`: of the TensorRT that would run it. `compute_capability`: of the GPU, "8.9". `precision`: the
+    caller's. `weights_sha256`: of the weights that the caller wants run, in that precision.
     """
     again = f"run `python -m export.build --model {manifest.model} --backend {manifest.backend}`"
+    if precision and precision != manifest.precision:
+        return (
+            f"it was built in {manifest.precision}, the model runs in {precision}: {again} "
+            f"--precision {precision}, or set HUVIDPO_DTYPE={manifest.precision}"
+        )
     if weights_sha256 and weights_sha256 != manifest.weights_sha256:
         return f"it was built from other weights than the model now has: {again}"
     if manifest.backend in ONNX_BACKENDS:

@@ -94,6 +94,7 @@ def test_damage_is_refused_with_the_reason(tmp_path: Path):
         ({"version": "1.7.1.116", "compute_capability": "8.9", "weights_sha256": "b" * 64}, ""),
         ({"version": "1.8.0.0"}, "built by TensorRT 1.7.1.116, here is 1.8.0.0"),
         ({"compute_capability": "12.0"}, "this GPU is 12.0: run .* with --target sm120"),
+        ({"precision": "float32"}, "built in float16, the model runs in float32: .* HUVIDPO_DTYPE=float16"),
         ({"weights_sha256": "c" * 64}, "other weights than the model now has: run `python -m export.build"),
     ],
 )
