@@ -61,10 +61,13 @@ def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping
     """Write a .safetensors file all at once: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # not mkstemp: its files are private
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        temporary.touch()
+        mode = temporary.stat().st_mode  # of any new file; safetensors makes its own private
         save_file(plain, temporary, metadata=dict(metadata))
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

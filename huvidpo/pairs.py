@@ -239,8 +239,8 @@ def make_pairs(
     """All pairs within a category (with `same_prompt`: and a prompt) whose strengths differ by over `tie`.
 
     `tie`: log-odds, 0 or more. `holdout`: share of each category's clips, 0..0.5, that are in held-out pairs
-    alone; at least two, spread over the order, and with `same_prompt` all clips of a prompt or none. Raises
-    PreferencesError when a category has too few clips for that, and when nothing is left to train on.
+    alone; at least two, spread over the order, or with `same_prompt` and several prompts all clips of some.
+    Raises PreferencesError when a category has too few clips for that, and when nothing is left to train on.
     """
     if not tie >= 0 or not 0 <= holdout <= 0.5:
         raise PreferencesError(f"got tie {tie} and holdout {holdout}, expected tie >= 0 and holdout 0..0.5")
@@ -284,13 +284,8 @@ def _held_out(clips: list[RankedClip], holdout: float, rng: np.random.Generator)
 def _held_out_prompts(clips: list[RankedClip], holdout: float, rng: np.random.Generator) -> set[str]:
     """All clips of as many prompts, drawn at random, as hold `holdout` of the clips: pairs share a prompt."""
     prompts = sorted({clip.prompt for clip in clips})
-    if holdout == 0:
-        return set()
-    if len(prompts) < 2:
-        raise PreferencesError(
-            f"category {clips[0].category!r}: all {len(clips)} judged clips have one prompt; to hold out "
-            "clips with same_prompt, judge some of another prompt, or set the hold-out to 0"
-        )
+    if holdout == 0 or len(prompts) == 1:  # of one prompt, any two clips make a pair
+        return _held_out(clips, holdout, rng)
     chosen: set[str] = set()
     for prompt in rng.permutation(prompts)[: len(prompts) - 1]:
         chosen |= {clip.clip for clip in clips if clip.prompt == prompt}

@@ -128,6 +128,12 @@ def test_with_weights_costs_only_its_own_tensors(unet: VideoUNet):
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 
+def test_a_file_of_weights_is_as_readable_as_any_other(tmp_path: Path):
+    (tmp_path / "other").touch()
+    save_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(1)}, {})
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_changed_tensors_bring_the_tuned_model_back(unet: VideoUNet):
     weights = {QUERY: torch.ones(32, 32), "conv_in.conv1d.bias": torch.ones(16)}
     tuned = with_weights(unet, weights)

@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import combinations
 
 import numpy as np
@@ -222,8 +223,11 @@ def test_with_same_prompt_whole_prompts_are_held_out():
         prompts = {clip.clip: clip.prompt for clip in order}
         held = {prompts[name] for name in pairs.held_out_clips}
         assert not held & {prompts[name] for name in pairs.train_clips}
-    with pytest.raises(PreferencesError, match="all 2 judged clips have one prompt"):
-        make_pairs(order[:2], same_prompt=True)
+
+
+def test_with_same_prompt_and_one_prompt_clips_are_held_out():
+    order = [dataclasses.replace(clip, prompt="a horse runs") for clip in ranked(range(8))]
+    assert make_pairs(order, same_prompt=True) == make_pairs(order)
 
 
 def test_what_makes_no_pairs_is_refused():
