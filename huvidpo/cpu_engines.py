@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from huvidpo.engine import Place, Run, call_module, check_inputs, sample_inputs
+from huvidpo.engine import OnLoad, Place, Run, call_module, check_inputs, sample_inputs
 from huvidpo.errors import EngineError
 from huvidpo.manifest import engines_folder, find_engine, hash_weights
 
@@ -38,9 +38,11 @@ _EXAMPLE = Place("", torch.device("cpu"), lines=2, frames=4, height=2, width=3, 
 
 def openvino(network: str, category: str, module: Any, place: Place) -> Run:
     """Raises EngineError if OpenVINO is not installed, or cannot take the module or its dtype."""
+    import_openvino()  # before anything that takes it for granted
     if module.dtype not in PRECISIONS:
         raise EngineError(f"openvino computes in float32 or bfloat16, not {module.dtype}: set HUVIDPO_DTYPE")
-    return OpenVINO(graph(network, module), module.state_dict(), PRECISIONS[module.dtype])
+    precision = PRECISIONS[module.dtype]
+    return OpenVINO(graph(network, module), module.state_dict(), precision, place.on_load)
 
 
 class OpenVINO:
@@ -49,8 +51,14 @@ class OpenVINO:
     Compiling takes a second or two; the latest KEPT_SHAPES stay.
     """
 
-    def __init__(self, graph: Any, weights: Mapping[str, Tensor], precision: str):
-        self.graph, self.weights, self.precision = graph, weights, precision
+    def __init__(
+        self,
+        graph: Any,
+        weights: Mapping[str, Tensor],
+        precision: str,
+        on_load: OnLoad = lambda seconds: None,
+    ):
+        self.graph, self.weights, self.precision, self.on_load = graph, weights, precision, on_load
         self.requests: OrderedDict[tuple, Any] = OrderedDict()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -81,7 +89,9 @@ class OpenVINO:
                 f"openvino cannot compile this network ({_first_line(error)}): "
                 "serve with HUVIDPO_BACKEND=torch"
             ) from error
-        logger.info("compiled for %s in %.1f s", shapes[0], time.monotonic() - started)
+        seconds = time.monotonic() - started
+        logger.info("compiled for %s in %.1f s", shapes[0], seconds)
+        self.on_load(seconds)
         return request
 
 

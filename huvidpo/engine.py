@@ -29,6 +29,8 @@ from huvidpo.manifest import Port
 logger = logging.getLogger(__name__)
 
 Run = Callable[..., Tensor]
+OnLoad = Callable[[float], None]
+"""told the seconds that an engine took to load, or to compile for a new shape, while a batch waited"""
 Modules = dict[str, dict[str, Any]]
 """network -> category ("" for networks that serve all) -> the module, or what stands in for it"""
 
@@ -44,6 +46,7 @@ class Place:
     height: int  # latent pixels
     width: int  # latent pixels
     tokens: int  # of the text encoder's context
+    on_load: OnLoad = lambda seconds: None
 
 
 class Engine:

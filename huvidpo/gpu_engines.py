@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from huvidpo.engine import Place, Run, check_inputs
+from huvidpo.engine import OnLoad, Place, Run, check_inputs
 from huvidpo.errors import EngineError
 from huvidpo.manifest import Manifest, engines_folder, find_engine, hash_weights
 
@@ -54,7 +54,7 @@ def tensorrt(network: str, category: str, module: Any, place: Place) -> Run:
                 precision=precision,
                 weights_sha256=weights,
             )
-            return Plan(device, folder, manifest)
+            return Plan(device, folder, manifest, on_load=place.on_load)
         except EngineError as error:
             refusals.append(str(error))
     raise EngineError("; ".join(refusals))
@@ -129,12 +129,19 @@ class Plan:
     inputs are copied on the GPU; without, tensors pass by address.
     """
 
-    def __init__(self, device: Device, folder: Path, manifest: Manifest, graphs: bool = True):
+    def __init__(
+        self,
+        device: Device,
+        folder: Path,
+        manifest: Manifest,
+        graphs: bool = True,
+        on_load: OnLoad = lambda seconds: None,
+    ):
         self.device, self.folder, self.manifest, self.graphs = device, folder, manifest, graphs
+        self.on_load = on_load
         self.engine: Any = None
         self.context: Any = None
         self.recorded: dict[Shapes, Recorded] = {}
-        self.load_seconds = 0.0  # of the last load: the time of a switch to this category
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Ordered after the work on the caller's stream, and before what it does next."""
@@ -161,9 +168,10 @@ class Plan:
                 "or delete its folder and run export.build again"
             )
         self.context = self.make_context()
-        self.load_seconds = time.monotonic() - started
+        seconds = time.monotonic() - started
         what = f"{self.manifest.network} {self.manifest.category}".strip()
-        logger.info("%s: %s loaded in %.2f s", what, self.device.flavour, self.load_seconds)
+        logger.info("%s: %s loaded in %.2f s", what, self.device.flavour, seconds)
+        self.on_load(seconds)
 
     def unload(self) -> None:
         """Free its memory on the GPU."""

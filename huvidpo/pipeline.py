@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import Catalog, Component, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.engine import Place, place_modules
+from huvidpo.engine import OnLoad, Place, place_modules
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import check_present, device_and_dtype, load_category, load_vae, load_video_unet
@@ -57,10 +57,11 @@ class FirstFramePipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         backend: str = "torch",
+        on_load: OnLoad = lambda seconds: None,
     ) -> "FirstFramePipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
-        `backend`: one of config.BACKENDS. Raises InvalidRequest for an unknown name, CheckpointError for a
+        `backend`: one of config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown name, CheckpointError for a
         local part that is not there, EngineError for a backend that cannot be had.
         """
         catalog = load_catalog()
@@ -88,6 +89,7 @@ class FirstFramePipeline:
             height=height,
             width=width,
             tokens=pipe.tokenizer.model_max_length,
+            on_load=on_load,
         )
         modules = {"first_frame_unet": {"": pipe.unet}, "first_frame_vae_decoder": {"": pipe.vae}}
         used, parts = place_modules(backend, modules, place)
@@ -245,12 +247,13 @@ class VideoPipeline:
         categories: Sequence[str] | None = None,
         weights: Mapping[str, Path] | None = None,
         backend: str = "torch",
+        on_load: OnLoad = lambda seconds: None,
     ) -> "VideoPipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
         `categories` (default: all) share the tensors they do not change; one without weights uses the base
         model, with a warning. `weights`: of a category, in place of the catalog's. `backend`: one of
-        config.BACKENDS. Raises InvalidRequest for an unknown name, CheckpointError for a missing part,
+        config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown name, CheckpointError for a missing part,
         EngineError for a backend that cannot be had.
         """
         catalog = load_catalog()
@@ -274,6 +277,7 @@ class VideoPipeline:
             height=options.height // factor,
             width=options.width // factor,
             tokens=tokenizer.model_max_length,
+            on_load=on_load,
         )
         used, parts = place_modules(backend, {"video_unet": unets, "video_vae_decoder": {"": vae}}, place)
         return cls(

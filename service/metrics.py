@@ -48,3 +48,9 @@ WEIGHTS = Gauge(
 BACKEND = Gauge(
     "huvidpo_backend_info", "What a stage runs on; 1.", ["stage", "backend"], multiprocess_mode="livemax"
 )
+LOAD_SECONDS = Histogram(
+    "huvidpo_engine_load_seconds",
+    "Seconds an engine took to load for a category, or to compile for a new shape, while a batch waited.",
+    ["stage"],
+    buckets=_SECONDS,
+)

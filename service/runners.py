@@ -22,6 +22,7 @@ import numpy as np
 
 from huvidpo import video
 from huvidpo.config import ClipRequest, SamplingOptions
+from service import metrics
 from service.batching import Batcher, Done, OnStep, Step
 from service.errors import INTERNAL, row_of, to_dict
 from service.images import from_png, to_png
@@ -86,22 +87,29 @@ def to_clip_request(job: RunnerJob) -> ClipRequest:
 def load_first_frame(settings: Settings) -> FirstFrameModel:
     from huvidpo.pipeline import FirstFramePipeline
 
-    return FirstFrameModel(FirstFramePipeline.from_catalog(settings.model, **_placement(settings)))
+    return FirstFrameModel(
+        FirstFramePipeline.from_catalog(settings.model, **_placement(settings, "first_frame"))
+    )
 
 
 def load_video(settings: Settings) -> VideoModel:
     from huvidpo.pipeline import VideoPipeline
 
-    return VideoModel(VideoPipeline.from_catalog(settings.model, **_placement(settings)))
+    return VideoModel(VideoPipeline.from_catalog(settings.model, **_placement(settings, "video")))
 
 
-def _placement(settings: Settings) -> dict[str, Any]:
+def _placement(settings: Settings, stage: str) -> dict[str, Any]:
     import torch
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
-    return {"device": settings.device or None, "dtype": dtype, "backend": settings.backend}
+    return {
+        "device": settings.device or None,
+        "dtype": dtype,
+        "backend": settings.backend,
+        "on_load": metrics.LOAD_SECONDS.labels(stage).observe,
+    }
 
 
 def encode_frame(job: RunnerJob, frame: np.ndarray) -> str:

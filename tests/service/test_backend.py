@@ -33,7 +33,7 @@ def started(stage: str, settings: Settings) -> Batcher:
 
 
 def test_setting():
-    assert Settings().backend == "auto"
+    assert Settings().backend == "torch"
     assert Settings.from_env({"HUVIDPO_BACKEND": "openvino"}).backend == "openvino"
     with pytest.raises(ValueError, match="HUVIDPO_BACKEND: got 'openvno', allowed auto, torch, onnxruntime"):
         Settings.from_env({"HUVIDPO_BACKEND": "openvno"})
@@ -43,7 +43,7 @@ def test_setting():
 def test_auto_falls_back_and_is_reported(stage, caplog):
     """Half precision is something no CPU engine computes in."""
     with caplog.at_level(logging.WARNING):
-        batcher = started(stage, Settings(dtype="float16", device="cpu"))
+        batcher = started(stage, Settings(backend="auto", dtype="float16", device="cpu"))
     assert batcher.ready
     assert batcher.backend == "torch"
     assert "torch serves instead of openvino" in caplog.text
