@@ -61,8 +61,9 @@ class FirstFramePipeline:
     ) -> "FirstFramePipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
-        `backend`: one of config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown name, CheckpointError for a
-        local part that is not there, EngineError for a backend that cannot be had.
+        `backend`: one of config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown
+        name, CheckpointError for a local part that is not there, EngineError for a backend that cannot be
+        had.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
@@ -253,8 +254,8 @@ class VideoPipeline:
 
         `categories` (default: all) share the tensors they do not change; one without weights uses the base
         model, with a warning. `weights`: of a category, in place of the catalog's. `backend`: one of
-        config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown name, CheckpointError for a missing part,
-        EngineError for a backend that cannot be had.
+        config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown name, CheckpointError
+        for a missing part, EngineError for a backend that cannot be had.
         """
         catalog = load_catalog()
         entry = catalog.model(model)

@@ -1,0 +1,246 @@
+"""The CPU backends side by side: one step of the video UNet, and a whole clip of the tiny family.
+
+    python benchmarks/backends.py                       all backends, about ten minutes on two cores
+    python benchmarks/backends.py --quick               a minute: does it still run?
+    python benchmarks/backends.py --only openvino_fp32 torch_fp32
+    python benchmarks/backends.py --threads 1           on a busy machine: read the CPU columns
+
+`plain` is the papers' modules written out as diffusers writes its own (benchmarks/unet_forward.py), run
+eagerly; ratios are against it. `prepare` is what a backend does before the first step: conversion, export,
+compilation. `error` is |output - torch in float32| / |that|. `ms` is the median, `CPU ms` the least processor
+time of all threads. Backends that are not installed are skipped, and say so. The clip: first frame, 20 steps
+of video, decoding; `pixel` is the mean difference to torch in float32, of 255. Prints tables and appends one
+JSON line to benchmarks/results/.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from unet_forward import NETWORKS, PLAIN, QUICK, build, record
+
+from huvidpo import cpu_engines
+from huvidpo.catalog import load_catalog
+from huvidpo.config import ClipRequest
+from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.unet import VideoUNet
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+Step = Callable[..., Tensor]
+
+
+def torch_bf16(unet: VideoUNet, inputs: Inputs) -> Step:
+    half = nn.Module.to(VideoUNet.from_config(unet.config), torch.bfloat16).eval().requires_grad_(False)
+    half.load_state_dict(unet.state_dict())
+    return lambda x, t, text: half(x.bfloat16(), t, text.bfloat16()).float()
+
+
+def torch_compile(unet: VideoUNet, inputs: Inputs) -> Step:
+    from torch._inductor import config
+
+    config.freezing = True
+    return torch.compile(unet)
+
+
+def openvino_fp32(unet: VideoUNet, inputs: Inputs) -> Step:
+    return cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "f32")
+
+
+def openvino_bf16(unet: VideoUNet, inputs: Inputs) -> Step:
+    return cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "bf16")
+
+
+def openvino_any_shape(unet: VideoUNet, inputs: Inputs) -> Step:
+    """Compiled once for all shapes."""
+    run = cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "f32")
+    run.requests[tuple(tuple(x.shape) for x in inputs)] = run.compile([[-1] * x.ndim for x in inputs])
+    return run
+
+
+def onnxruntime_fp32(unet: VideoUNet, inputs: Inputs) -> Step:
+    from onnxruntime import InferenceSession, SessionOptions
+
+    names = ["sample", "timestep", "encoder_hidden_states"]
+    program = torch.export.export(unet, inputs, strict=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(program, f=path, input_names=names, opset_version=22, dynamo=True, verbose=False)
+        options = SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(*tensors: Tensor) -> Tensor:
+        arrays = {name: x.numpy() for name, x in zip(names, tensors, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
+
+
+# plain and torch_fp32 are the networks themselves
+BACKENDS: dict[str, Callable[[VideoUNet, Inputs], Step]] = {
+    "plain": lambda unet, inputs: unet,
+    "torch_fp32": lambda unet, inputs: unet,
+    "torch_bf16": torch_bf16,
+    "torch_compile": torch_compile,
+    "onnxruntime_fp32": onnxruntime_fp32,
+    "openvino_fp32": openvino_fp32,
+    "openvino_any_shape": openvino_any_shape,
+    "openvino_bf16": openvino_bf16,
+}
+CLIPS = {
+    "plain": ("torch", torch.float32),
+    "torch_fp32": ("torch", torch.float32),
+    "torch_bf16": ("torch", torch.bfloat16),
+    "openvino_fp32": ("openvino", torch.float32),
+    "openvino_bf16": ("openvino", torch.bfloat16),
+}
+
+
+def timed(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """(median seconds, least CPU seconds), after a warm-up."""
+    call()
+    walls, cpus = [], []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return statistics.median(walls), min(cpus)
+
+
+@torch.no_grad()
+def steps(name: str, spec: tuple, only: list[str], repeats: int, frames: int) -> list[dict[str, Any]]:
+    """One step of a network by every backend."""
+    config, size, tokens, _ = spec
+    ours, plain = build(config, "cpu", torch.float32)
+    inputs = (
+        torch.randn(1, config.get("in_channels", 4), frames, *size),
+        torch.tensor([500.0]),
+        torch.randn(1, tokens, config["cross_attention_dim"]),
+    )
+    expected = ours(*inputs)
+    rows: list[dict[str, Any]] = []
+    print(f"\n{name}, {frames} frames")
+    print(f"{'backend':<20}{'prepare s':>10}{'CPU s':>8}{'ms':>9}{'CPU ms':>9}{'of plain':>10}{'error':>10}")
+    for backend, prepare in BACKENDS.items():
+        if backend not in only:
+            continue
+        row: dict[str, Any] = {"network": name, "frames": frames, "backend": backend}
+        started, started_cpu = time.perf_counter(), time.process_time()
+        try:
+            step = prepare(plain if backend == "plain" else ours, inputs)
+            out = step(*inputs)
+        except Exception as error:  # a backend that is not installed, or lacks its compiler
+            print(f"{backend:<20}skipped: {str(error).splitlines()[0][:100]}")
+            continue
+        row["prepare_s"] = time.perf_counter() - started
+        row["prepare_cpu_s"] = time.process_time() - started_cpu
+        row["error"] = ((out - expected).norm() / expected.norm()).item()
+        row["step_s"], row["step_cpu_s"] = timed(lambda step=step: step(*inputs), repeats)
+        rows.append(row)
+        ratio = row["step_cpu_s"] / rows[0]["step_cpu_s"]
+        print(
+            f"{backend:<20}{row['prepare_s']:>10.1f}{row['prepare_cpu_s']:>8.1f}{1e3 * row['step_s']:>9.1f}"
+            f"{1e3 * row['step_cpu_s']:>9.1f}{ratio:>9.2f}x{row['error']:>10.1e}",
+            flush=True,
+        )
+    return rows
+
+
+def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
+    """A clip of the tiny family, end to end, at its defaults."""
+    rows: list[dict[str, Any]] = []
+    expected: np.ndarray | None = None
+    print("\na tiny clip, end to end")
+    print(f"{'backend':<20}{'load s':>10}{'CPU s':>8}{'s':>9}{'CPU s':>9}{'of plain':>10}{'pixel':>10}")
+    for name in ["torch_fp32", *(name for name in CLIPS if name != "torch_fp32")]:
+        if name not in only:
+            continue
+        started, started_cpu = time.perf_counter(), time.process_time()
+        try:
+            make = clip_maker(name)
+        except Exception as error:
+            print(f"{name:<20}skipped: {str(error).splitlines()[0][:100]}")
+            continue
+        row: dict[str, Any] = {"clip": "tiny", "backend": name, "load_s": time.perf_counter() - started}
+        row["load_cpu_s"] = time.process_time() - started_cpu
+        frames = make()
+        expected = frames if expected is None else expected
+        row["pixel"] = float(np.abs(frames - expected).mean())
+        row["clip_s"], row["clip_cpu_s"] = timed(make, repeats)
+        rows.append(row)
+    plain = next((row["clip_cpu_s"] for row in rows if row["backend"] == "plain"), float("nan"))
+    for row in rows:
+        print(
+            f"{row['backend']:<20}{row['load_s']:>10.1f}{row['load_cpu_s']:>8.1f}{row['clip_s']:>9.2f}"
+            f"{row['clip_cpu_s']:>9.2f}{row['clip_cpu_s'] / plain:>9.2f}x{row['pixel']:>10.3f}"
+        )
+    return rows
+
+
+def clip_maker(name: str) -> Callable[[], np.ndarray]:
+    """Loads both pipelines on a backend. The maker returns float32 [F, H, W, 3] of one prompt and seed."""
+    backend, dtype = CLIPS[name]
+    first = FirstFramePipeline.from_catalog("tiny", backend=backend, dtype=dtype)
+    video = VideoPipeline.from_catalog("tiny", categories=["horse"], backend=backend, dtype=dtype)
+    if name == "plain":
+        for module in video.unets["horse"].modules():
+            module.__class__ = PLAIN.get(type(module), type(module))
+    options = load_catalog().model("tiny").defaults
+    request = ClipRequest("a white horse runs on the Mars", "horse", 1, options=options)
+
+    def make() -> np.ndarray:
+        (frame,) = first([request])
+        assert frame is not None
+        (clip,) = video([request], [frame])
+        assert clip is not None
+        return clip.astype(np.float32)
+
+    return make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every backend")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
+    parser.add_argument("--no-clips", action="store_true", help="single steps alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smaller network, one repeat, nothing recorded"
+    )
+    args = parser.parse_args()
+    args.device = "cpu"
+    torch.set_num_threads(args.threads)
+    repeats = 1 if args.quick else args.repeats
+    rows = []
+    for name, spec in (QUICK if args.quick else NETWORKS).items():
+        rows += steps(name, spec, args.only, repeats, 4 if args.quick else 16)
+    made = [] if args.no_clips else clips(args.only, repeats)
+    if not args.quick:
+        record(args, rows=rows, clips=made, backends=versions())
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("openvino", "onnxruntime"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+if __name__ == "__main__":
+    main()
