@@ -16,7 +16,7 @@ class Settings:
     device: str = ""  # torch device of the runners; empty: CUDA when present, else CPU
     dtype: str = ""  # float32, float16 or bfloat16; empty: the pipeline's choice
     backend: str = (
-        "torch"  # what the UNets run on, one of huvidpo.config.BACKENDS; auto: the fastest there is
+        "torch"  # of the UNets, one of huvidpo.config.BACKENDS; auto: the fastest there is
     )
     threads: int = 0  # torch CPU threads per runner; 0: torch's choice
     max_batch: int = 4  # requests denoised together, 1..64
