@@ -1,4 +1,4 @@
-"""Storages booked from birth to end, and CUDA's rules for tensors without data (training.memory counts so)."""
+"""Storages booked from birth to end, and the rules of CUDA for tensors without data, for training.memory."""
 
 import contextlib
 import weakref
