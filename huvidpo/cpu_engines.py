@@ -175,7 +175,7 @@ def scaled_example(config: Mapping[str, Any]) -> Place:
 def replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """`module` with plain tensors in place of its parameters and buffers, which the tracer then sees."""
     owners = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors]
-    saved = [(owner._parameters, owner._parameters.copy()) for owner, _ in owners]
+    saved: list[tuple[Any, Any]] = [(owner._parameters, owner._parameters.copy()) for owner, _ in owners]
     saved += [(owner._buffers, owner._buffers.copy()) for owner, _ in owners]
     try:
         for (owner, leaf), tensor in zip(owners, tensors.values(), strict=True):

@@ -272,7 +272,7 @@ def make_logger(trt: Any) -> Any:
         trt.ILogger.Severity.INFO: logging.DEBUG,
     }
 
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
             self.error = ""

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from huvidpo.catalog import Model, load_catalog
+from huvidpo.catalog import Component, Model, load_catalog
 from huvidpo.errors import HuViDPOError
 from huvidpo.unet import VideoUNet, video_config
 from training.adapter import adapter_off, add_adapter
@@ -124,9 +125,10 @@ def loss_of(unet: VideoUNet, recipe: ClipRecipe, clips: Tensor, text: Tensor, au
         zip(*(x.chunk(1 if recipe.one_forward else 2) for x in (clips, timesteps, text)), strict=True)
     )
     with torch.no_grad(), adapter_off(unet):
-        reference = torch.cat([predict(*rows) for rows in batches]).chunk(2)
-    policy = torch.cat([predict(*rows) for rows in batches]).chunk(2)
-    return dpo_loss(*policy, *reference, clips.chunk(2)[0], beta=recipe.beta)[0]
+        reference_w, reference_l = torch.cat([predict(*rows) for rows in batches]).chunk(2)
+    policy_w, policy_l = torch.cat([predict(*rows) for rows in batches]).chunk(2)
+    noise = clips.chunk(2)[0]
+    return dpo_loss(policy_w, policy_l, reference_w, reference_l, noise, beta=recipe.beta)[0]
 
 
 def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clip_norm: float) -> Iterator[None]:
@@ -240,23 +242,19 @@ def network_config(model: Model) -> dict[str, Any]:
     """The video UNet's configuration, from disk or the hub's cache; Stable Diffusion 1.x's if it is in
     neither: those are VideoUNet's defaults.
     """
-    source = model.video_unet
-    try:
-        config = VideoUNet.load_config(source.location, subfolder=source.subfolder, local_files_only=True)
-    except OSError:
-        return {}
-    return video_config(config)
+    config = _config(VideoUNet, model.video_unet)
+    return {} if config is None else video_config(config)
 
 
 def latent_factor(model: Model) -> int:
     """Pixels per latent, each way."""
-    config = _vae_config(model)
+    config = _config(AutoencoderKL, model.video_vae)
     return 2 ** (len(config["block_out_channels"]) - 1) if config else SD_LATENT_FACTOR
 
 
 def companions(model: Model) -> int:
     """Bytes of VAE and text encoder, float32, which the trainers keep for sample clips."""
-    config, source = _vae_config(model), model.video_text_encoder
+    config, source = _config(AutoencoderKL, model.video_vae), model.video_text_encoder
     if config is None or not Path(source.location).is_dir():
         return 4 * SD_COMPANIONS
     text = CLIPTextConfig.from_pretrained(source.location, subfolder=source.subfolder)
@@ -264,12 +262,13 @@ def companions(model: Model) -> int:
         return size_of([*AutoencoderKL.from_config(config).parameters(), *CLIPTextModel(text).parameters()])
 
 
-def _vae_config(model: Model) -> dict[str, Any] | None:
-    source = model.video_vae
-    try:
-        return AutoencoderKL.load_config(source.location, subfolder=source.subfolder, local_files_only=True)
-    except OSError:
-        return None
+def _config(kind: Any, source: Component) -> dict[str, Any] | None:
+    """A part's configuration, without asking the hub; None if it is not on this machine."""
+    with warnings.catch_warnings(action="ignore"):  # diffusers uses an argument the hub's client deprecated
+        try:
+            return kind.load_config(source.location, subfolder=source.subfolder, local_files_only=True)
+        except OSError:
+            return None
 
 
 def table(columns: dict[str, Memory], others: int) -> list[str]:
