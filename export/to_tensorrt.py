@@ -231,7 +231,7 @@ def _logger(trt: Any) -> Any:
         trt.ILogger.Severity.INFO: logging.INFO,
     }
 
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
@@ -248,7 +248,7 @@ def _logger(trt: Any) -> Any:
 def _writer(trt: Any, file: Any) -> Any:
     """Streams the plan into `file`, without a second copy of it in memory."""
 
-    class Writer(trt.IStreamWriter):  # type: ignore[name-defined, misc]
+    class Writer(trt.IStreamWriter):
         def write(self, data: Any) -> int:
             return file.write(data)
 
@@ -259,7 +259,7 @@ def _progress(trt: Any) -> Any:
     """The builder's outermost phases on a progress bar."""
     from tqdm import tqdm
 
-    class Progress(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+    class Progress(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
             self.bars: dict[str, Any] = {}
