@@ -315,9 +315,10 @@ def _weighted(pairs: list[tuple[RankedClip, RankedClip]]) -> list[Pair]:
 
 
 def scores_by_clip(records: Iterable[Opinion], rater: str | None = None) -> Mapping[str, float]:
-    """Clip -> mean score 0..10 as given, of all raters or of one: what HuViDPO's JSON holds."""
+    """Clip -> mean score 0..10 as given, of all raters or of one, best first: what HuViDPO's JSON holds."""
     scores: dict[str, list[float]] = defaultdict(list)
     for rating in latest(records)[0]:
         if rating.score is not None and rater in (None, rating.rater):
             scores[rating.clip].append(rating.score)
-    return {clip: float(np.mean(scores[clip])) for clip in sorted(scores)}
+    means = {clip: float(np.mean(scores[clip])) for clip in sorted(scores)}
+    return dict(sorted(means.items(), key=lambda item: -item[1]))

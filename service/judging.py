@@ -234,13 +234,3 @@ def _record(task: Task, rater: str, answer: Answer) -> Opinion:
     opinion = {"criteria": answer} if isinstance(answer, dict) else {"score": answer}
     about = {name: getattr(entry, name) for name in ("category", "prompt", "seed", "lineage")}
     return Rating(rater=rater, clip=clip.name, sha256=clip.sha256, **about, **opinion)
-
-
-def mean_scores(records: Iterable[Opinion]) -> dict[str, float]:
-    """Clip -> its mean score over all who scored it, two decimals, best first."""
-    scores: dict[str, list[float]] = {}
-    for record in records:
-        if isinstance(record, Rating) and record.score is not None:
-            scores.setdefault(record.clip, []).append(record.score)
-    means = {clip: round(sum(values) / len(values), 2) for clip, values in scores.items()}
-    return dict(sorted(means.items(), key=lambda item: -item[1]))

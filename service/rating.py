@@ -24,10 +24,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.pairs import scores_by_clip
 from huvidpo.preferences import huvidpo_json, read_records
 from service.errors import Forbidden, NotFound, TooLarge
 from service.http import App, Guard, Message, Receive, Scope, Send
-from service.judging import Choice, Clip, Judging, Mode, Task, mean_scores
+from service.judging import Choice, Clip, Judging, Mode, Task
 from service.schemas import parse
 
 Exports = Mapping[str, Callable[[Judging], str]]
@@ -118,7 +119,7 @@ def jsonl(judging: Judging) -> str:
 
 def huvidpo(judging: Judging) -> str:
     """HuViDPO's own format; the score of a clip is the mean over its raters."""
-    return huvidpo_json(mean_scores(read_records(judging.file)))
+    return huvidpo_json(scores_by_clip(read_records(judging.file)))
 
 
 class _Page:

@@ -1,6 +1,5 @@
 """Where a file of weights comes from: the lineage in its safetensors metadata, and the card beside it."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from typing import Any
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import read_metadata
+from huvidpo.clips import file_sha256
 
 
 def commit() -> str:
@@ -18,12 +18,6 @@ def commit() -> str:
     command = ["git", "-C", str(PROJECT_ROOT), *describe]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def carried_on(earlier: Mapping[str, str], stage: str) -> dict[str, str]:

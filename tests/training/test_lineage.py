@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from huvidpo.checkpoint import save_tensors
-from training.lineage import card_path, carried_on, commit, file_sha256, write_card
+from huvidpo.clips import file_sha256
+from training.lineage import card_path, carried_on, commit, write_card
 
 
 def test_commit_is_that_of_this_checkout() -> None:
