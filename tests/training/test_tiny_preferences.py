@@ -80,7 +80,8 @@ def test_rated_pictures_make_pairs_of_one_prompt(drawn, tmp_path, monkeypatch):
     assert {record.rater for record in records} == {"simulated"}
     assert all(0 <= record.score <= 10 for record in records)
     pairs = make_pairs(rank(records), same_prompt=True).train
-    assert pairs and all(clips[pair.winner].caption == clips[pair.loser].caption for pair in pairs)
+    assert pairs
+    assert all(clips[pair.winner].caption == clips[pair.loser].caption for pair in pairs)
 
 
 def test_a_network_against_itself_wins_one_half_and_is_not_accepted(drawn, monkeypatch):
