@@ -25,10 +25,11 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from huvidpo import video
 from huvidpo.catalog import load_catalog
+from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from training.tiny.clip import normalised, zero_shot
-from training.tiny.common import DATA, FAMILY
+from training.tiny.common import DATA, FAMILY, STAGE1
 from training.tiny.dataset import load_split
 from training.tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene
 
@@ -139,6 +140,28 @@ def draw_sheets(first: FirstFramePipeline, second: VideoPipeline, out: Path) -> 
     (out / "clips.webp").write_bytes(video.encode(np.stack(moving).repeat(2, 1).repeat(2, 2), 8, "webp"))
 
 
+def draw_before_after(first: FirstFramePipeline, second: VideoPipeline, out: Path) -> None:
+    """Categories that ship preferences: stage 1 above, what ships below, one style a column; animated WebP.
+
+    Same first frames and noise. Nothing is drawn without such a category or without the stage-1 weights.
+    """
+    shipped = {c: FAMILY / "categories" / f"{c}.safetensors" for c in CATEGORIES}
+    stage1 = {c: STAGE1 / f"{c}.safetensors" for c in CATEGORIES if "lora" in read_metadata(shipped[c])}
+    if not stage1 or not all(file.exists() for file in stage1.values()):
+        return
+    plain = VideoPipeline.from_catalog("tiny", categories=list(stage1), weights=stage1)
+    rng = np.random.default_rng(SEED + 2)
+    rows: list[Any] = []
+    for i, category in enumerate(tqdm(stage1, desc="before and after")):
+        scenes = [random_scene(rng, category, style) for style in STYLES]
+        requests = [request_for(scene, SEED + 40 + 4 * i + j) for j, scene in enumerate(scenes)]
+        frames = cast(Any, first(requests))
+        rows += [plain(requests, frames), second(requests, frames)]
+    moving = [contact_sheet([[clip[t] for clip in row] for row in rows]) for t in range(len(rows[0][0]))]
+    animation = video.encode(np.stack(moving).repeat(2, 1).repeat(2, 2), 8, "webp")
+    (out / "before_after.webp").write_bytes(animation)
+
+
 def save_picture(pixels: np.ndarray, path: Path, scale: int) -> None:
     Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)).save(path, optimize=True)
 
@@ -152,6 +175,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     first, second = FirstFramePipeline.from_catalog("tiny"), VideoPipeline.from_catalog("tiny")
     draw_sheets(first, second, args.out)
+    draw_before_after(first, second, args.out)
     frames, pictures = judge_first_frames(first, args.frames)
     save_picture(
         contact_sheet([pictures[i : i + 8] for i in range(0, min(64, args.frames), 8)]),
