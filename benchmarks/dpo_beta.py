@@ -50,9 +50,8 @@ def main() -> None:
     args = parser.parse_args()
     args.device = "cpu"
     rows = [run(args.category, beta, args.steps) for beta in args.betas]
-    print(
-        f"{'beta':>8}{'accuracy':>10}{'beta x margin':>15}{'winners':>10}{'losers':>9}{'LoRA':>7}{'motion':>8}"
-    )
+    print(f"{'beta':>8}{'accuracy':>10}{'beta x margin':>15}{'winners':>10}", end="")
+    print(f"{'losers':>9}{'LoRA':>7}{'motion':>8}")
     for row in rows:
         print(
             f"{row['beta']:>8.0f}{row['held_out_accuracy']:>10.2f}"
