@@ -72,7 +72,8 @@ def test_rated_pictures_make_pairs_of_one_prompt(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "PROMPTS", 4)
     pictures.make_rated(*drawn)
     clips = {clip.video: clip for clip in read_clips(pictures.RATED)}
-    assert len(clips) == 4 * pictures.SEEDS_PER_PROMPT
+    assert len(clips) == 4 * (pictures.DRAWN + 1)
+    assert sum(clip.seed is None for clip in clips.values()) == 4  # rendered, not drawn
     assert len({clip.caption for clip in clips.values()}) == 4
     with Image.open(pictures.RATED / next(iter(clips))) as picture:
         assert picture.size == (SIZE, SIZE)
@@ -95,7 +96,7 @@ def test_a_network_against_itself_wins_one_half_and_is_not_accepted(drawn, monke
 
 def test_the_rule_prefers_the_picture_of_its_caption(drawn):
     plain, judge = drawn
-    horse, rain = pictures.requests(16, 1, 1)[3], pictures.requests(16, 1, 1)[7]
+    horse, rain = (pictures.request_for(scene, 1) for scene in pictures.scenes_of(1, 8)[3::4])
     assert (horse.category, rain.category) == ("horse", "rain")
     picture = pictures.draw(plain, [horse])[0]
     own, other = (pictures.score(judge, np.asarray(picture), pictures.caption_of(r)) for r in (horse, rain))

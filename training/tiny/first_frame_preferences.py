@@ -2,8 +2,8 @@
 
     python -m training.tiny.first_frame_preferences
 
-128 pictures, four seeds of each prompt, get the score of a stated rule - no people rated anything: ten
-times the cosine, by the tiny CLIP, between the picture and its caption. `training.dpo_image` trains on
+Of each of 96 prompts two drawn pictures and the rendered one get the score of a stated rule - no people rated
+anything: ten times the cosine, by the tiny CLIP, between picture and caption. `training.dpo_image` trains on
 them, and what it made ships in models/tiny/first_frame/unet if, on prompts and seeds that it did not see,
 the 95 % interval of its win rate by the same rule lies above one half; the plain network stays otherwise.
 Everything lies in runs/tiny/first_frame_preferences, the verdict in `promotion.json`.
@@ -34,23 +34,18 @@ from training import dpo_image
 from training.judge import Judge, embed_caption, embed_frames, load_judge
 from training.tiny.common import FAMILY, RUNS
 from training.tiny.evaluate import batches, request_for
-from training.tiny.world import CATEGORIES, STYLES, random_scene
+from training.tiny.world import CATEGORIES, STYLES, Scene, random_scene, render
 
 FOLDER = RUNS / "first_frame_preferences"
 RATED = FOLDER / "pictures"
-PROMPTS, SEEDS_PER_PROMPT, SEED = 32, 4, 700_000
+PROMPTS, DRAWN, SEED = 96, 2, 700_000
 HELD_OUT, HELD_OUT_SEED = 192, 800_000
 
 
-def requests(count: int, per_prompt: int, seed: int) -> list[ClipRequest]:
-    """Prompts of random scenes, categories and styles in turn, each with `per_prompt` seeds."""
+def scenes_of(seed: int, count: int) -> list[Scene]:
+    """Categories and styles in turn."""
     rng = np.random.default_rng(seed)
-    scenes = [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
-    return [
-        request_for(scene, seed + i * per_prompt + j)
-        for i, scene in enumerate(scenes)
-        for j in range(per_prompt)
-    ]
+    return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
 
 
 def draw(pipeline: FirstFramePipeline, wanted: list[ClipRequest]) -> list[np.ndarray]:
@@ -74,14 +69,20 @@ def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
     """The folder that `training.dpo_image` takes: pictures, captions and simulated ratings."""
     shutil.rmtree(RATED, ignore_errors=True)
     RATED.mkdir(parents=True)
-    wanted = requests(PROMPTS, SEEDS_PER_PROMPT, SEED)
+    scenes = scenes_of(SEED, PROMPTS)
+    wanted = [
+        request_for(scene, SEED + i * DRAWN + j) for i, scene in enumerate(scenes) for j in range(DRAWN)
+    ]
+    made = [*zip(wanted, draw(pipeline, wanted), strict=True)]
+    made += [(request_for(scene, 0), render(scene, 1)[0]) for scene in scenes]
     entries = []
-    for i, (request, picture) in enumerate(zip(wanted, draw(pipeline, wanted), strict=True)):
+    for i, (request, picture) in enumerate(made):
         name, caption = f"{i:04d}.png", caption_of(request)
         Image.fromarray(picture).save(RATED / name)
-        entries.append(ClipEntry(video=name, caption=caption, seed=request.seed, model="tiny"))
+        seed, model = (request.seed, "tiny") if i < len(wanted) else (None, "")
+        entries.append(ClipEntry(video=name, caption=caption, seed=seed, model=model))
         rating = Rating(
-            clip=name, sha256=file_sha256(RATED / name), prompt=caption, seed=request.seed, category="",
+            clip=name, sha256=file_sha256(RATED / name), prompt=caption, seed=seed, category="",
             rater="simulated", score=score(judge, picture, caption),
         )  # fmt: skip
         append(RATED / RATINGS_FILE, rating)
@@ -90,7 +91,8 @@ def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
 
 def compare(plain: FirstFramePipeline, aligned: FirstFramePipeline, judge: Judge) -> dict[str, Any]:
     """Win rate of the aligned network over the plain one on held-out prompts and seeds, same noise."""
-    wanted = requests(HELD_OUT, 1, HELD_OUT_SEED)
+    scenes = scenes_of(HELD_OUT_SEED, HELD_OUT)
+    wanted = [request_for(scene, HELD_OUT_SEED + i) for i, scene in enumerate(scenes)]
     captions = [caption_of(request) for request in wanted]
     before, after = (
         [score(judge, p, c) for p, c in zip(draw(pipe, wanted), captions, strict=True)]
