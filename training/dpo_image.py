@@ -11,8 +11,6 @@ LoRA; `--full` also the whole merged UNet as a diffusers folder, which a model o
 """
 
 import argparse
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from huvidpo.pipeline import FirstFramePipeline
 from training.data import fingerprint_tensors
 from training.dpo import add_arguments, chosen_recipe, fit, write_lora
 from training.dpo_task import DPOTask
+from training.lineage import write_network
 from training.loop import TrainingError
 from training.motion import start_accelerate
 from training.rated import load_rated
@@ -132,14 +131,11 @@ def encode(pipeline: FirstFramePipeline, caption: str) -> Condition:
     return hidden[0], pooled[0]
 
 
-def write_full(folder: Path, model: Model, lora: dict[str, Tensor], alpha: float) -> None:
-    """The whole UNet with the LoRA merged in, fp16, as diffusers has it; an older folder is replaced last."""
+def write_full(folder: Path, model: Model, lora: dict[str, Tensor], lineage: dict[str, str]) -> None:
+    """The whole UNet with the LoRA merged in, as `training.lineage.write_network` has it."""
     unet: UNet2DConditionModel = load_pipeline(model, torch.device("cpu")).pipe.unet
-    unet.load_state_dict(merge(unet.state_dict(), lora, alpha), strict=False)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    unet.half().save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    unet.load_state_dict(merge(unet.state_dict(), lora, float(lineage["lora_alpha"])), strict=False)
+    write_network(folder, unet, lineage)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,7 +161,7 @@ def _main(args: argparse.Namespace) -> int:
     if made and Accelerator().is_main_process:
         write_lora(args.out, *made)
         if args.full:
-            write_full(args.full, model, made[0], recipe.lora_alpha)
+            write_full(args.full, model, *made)
             print(f"{args.full}: the whole UNet")
     return 0
 

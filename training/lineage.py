@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import read_metadata
@@ -43,6 +46,20 @@ def write_card(file: Path, metrics: Mapping[str, Any] | None = None) -> Path:
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(card)
     return card
+
+
+def write_network(folder: Path, network: Any, provenance: Mapping[str, str]) -> None:
+    """A diffusers network as a folder, fp16, with its lineage in `training.json`; an older one goes last."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    network.half().to(memory_format=torch.contiguous_format).save_pretrained(part)
+    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # a path of this machine
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (part / "training.json").write_text(json.dumps(dict(provenance), indent=1) + "\n", encoding="utf-8")
+    for file in part.iterdir():
+        file.chmod((part / "training.json").stat().st_mode)  # safetensors makes its own private
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def _spelt_out(key: str, value: str) -> Any:

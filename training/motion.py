@@ -16,8 +16,6 @@ processes: `accelerate launch -m training.motion`.
 import argparse
 import dataclasses
 import json
-import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +38,7 @@ from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet
 from training.data import Clips, embed_texts, fingerprint_tensors, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
-from training.lineage import commit
+from training.lineage import commit, write_network
 from training.loop import Trained, TrainingError, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
 from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override
@@ -240,13 +238,9 @@ def write_weights(file: Path, weights: dict[str, Tensor], provenance: dict[str, 
 
 
 def write_base(folder: Path, unet: VideoUNet, weights: dict[str, Tensor], provenance: dict[str, str]) -> None:
-    """The whole VideoUNet with `weights`, fp16, and `training.json`; an older folder is replaced last."""
+    """The whole VideoUNet with `weights`, as `training.lineage.write_network` has it."""
     unet.load_state_dict(weights, strict=False)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    unet.half().to(memory_format=torch.contiguous_format).save_pretrained(part)
-    (part / "training.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    write_network(folder, unet, provenance)
 
 
 def _load(kind: Any, source: Component) -> Any:

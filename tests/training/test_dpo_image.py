@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,9 @@ def test_command_trains_on_pictures_and_writes_the_whole_unet(tiny_family, rated
     merged = UNet2DConditionModel.from_pretrained(full).state_dict()
     for name, tensor in base.items():
         torch.testing.assert_close(merged[name].half(), changed.get(name, tensor).half())
+    assert json.loads((full / "training.json").read_text()) == metadata
+    assert "_name_or_path" not in json.loads((full / "config.json").read_text())  # a path of this machine
+    assert len({file.stat().st_mode for file in full.iterdir()}) == 1
     assert (tmp_path / "run_lora" / "samples" / "step_000002.png").exists()
     assert (tmp_path / "run_lora" / "monitors.png").exists()
 

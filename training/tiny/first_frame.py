@@ -82,6 +82,7 @@ class TextTowers:
 def assemble(unet: UNet2DConditionModel) -> None:
     """Write the UNet and the pipeline's index beside the VAE and text encoders that are there already."""
     unet.half().save_pretrained(FOLDER / "unet")
+    (FOLDER / "unet" / "training.json").unlink(missing_ok=True)  # that of an aligned one
     scheduler().save_pretrained(FOLDER / "scheduler")
     pipeline = StableDiffusionXLPipeline(
         vae=AutoencoderKL.from_pretrained(FOLDER / "vae"),

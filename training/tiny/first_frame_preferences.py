@@ -36,6 +36,7 @@ from training.tiny.common import FAMILY, RUNS
 from training.tiny.evaluate import batches, request_for
 from training.tiny.world import CATEGORIES, STYLES, Scene, random_scene, render
 
+UNET = FAMILY / "first_frame" / "unet"
 FOLDER = RUNS / "first_frame_preferences"
 RATED = FOLDER / "pictures"
 PROMPTS, DRAWN, SEED = 96, 2, 700_000
@@ -118,6 +119,9 @@ def load_aligned(folder: Path) -> FirstFramePipeline:
 
 
 def main() -> int:
+    if (UNET / "training.json").exists():
+        print(f"{UNET} is aligned already; `python -m training.tiny.first_frame` writes the plain one")
+        return 0
     judge, plain = load_judge(FAMILY / "clip"), FirstFramePipeline.from_catalog("tiny")
     if not (RATED / "captions.jsonl").exists():
         make_rated(plain, judge)
@@ -130,7 +134,7 @@ def main() -> int:
     (FOLDER / "promotion.json").write_text(json.dumps(verdict, indent=2) + "\n")
     print(json.dumps(verdict, indent=2))
     if verdict["accepted"]:
-        shutil.copytree(full, FAMILY / "first_frame" / "unet", dirs_exist_ok=True)
+        shutil.copytree(full, UNET, dirs_exist_ok=True)
     return 0
 
 
