@@ -19,6 +19,7 @@ RUN useradd --create-home --uid 1000 huvidpo
 USER huvidpo
 ENV BENTOML_DO_NOT_TRACK=True \
     BENTOML_HOME=/home/huvidpo/bentoml \
+    HUVIDPO_ENGINES=/home/huvidpo/engines \
     BENTOML_HOST=0.0.0.0 \
     BENTOML_PORT=3000 \
     PYTHONUNBUFFERED=1

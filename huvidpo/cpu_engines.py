@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,23 @@ def openvino(network: str, category: str, module: Any, place: Place) -> Run:
         raise EngineError(f"openvino computes in float32 or bfloat16, not {module.dtype}: set HUVIDPO_DTYPE")
     precision = PRECISIONS[module.dtype]
     return OpenVINO(graph(network, module), module.state_dict(), precision, place.on_load)
+
+
+def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
+    """Raises EngineError if the networks, each compiled for KEPT_SHAPES shapes, could take more than half of
+    the bytes `available`, by default the machine's. torch shares what categories have in common; OpenVINO
+    holds every one whole.
+    """
+    available = psutil.virtual_memory().available if available is None else available
+    distinct = {id(module): module for module in modules}.values()
+    numbers = sum(tensor.numel() for module in distinct for tensor in module.state_dict().values())
+    needed = 4 * KEPT_SHAPES * numbers
+    if needed > available / 2:
+        raise EngineError(
+            f"openvino may need {needed / 1e9:.1f} GB for {len(distinct)} networks, and "
+            f"{available / 1e9:.1f} GB are free: "
+            "serve with HUVIDPO_BACKEND=torch, which shares what categories have in common"
+        )
 
 
 class OpenVINO:

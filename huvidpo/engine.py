@@ -212,7 +212,10 @@ def _engines(backend: str, modules: Modules, place: Place) -> Modules:
     if backend == "tensorrt":
         from huvidpo.gpu_engines import tensorrt as make
     elif backend == "openvino":
+        from huvidpo.cpu_engines import check_memory
         from huvidpo.cpu_engines import openvino as make
+
+        check_memory([module for network in UNETS for module in modules.get(network, {}).values()])
     else:
         from huvidpo.cpu_engines import onnxruntime as make
     return {

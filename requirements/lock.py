@@ -38,7 +38,7 @@ def pinned(line: str) -> str:
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = extras["train"] + extras["export"] + extras["openvino"] + extras["dev"]
+    wanted = extras["train"] + extras["export"] + extras["dev"]
     development = [name for name in wanted if not name.startswith("huvidpo")]
     header = "# Written by requirements/lock.py from pyproject.toml. Do not edit.\n"
     for name, more in (("serve", []), ("dev", development)):

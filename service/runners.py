@@ -30,6 +30,8 @@ from service.schemas import RunnerJob
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
+
     from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -103,13 +105,23 @@ def _placement(settings: Settings, stage: str) -> dict[str, Any]:
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    dtype = getattr(torch, settings.dtype) if settings.dtype else None
     return {
         "device": settings.device or None,
-        "dtype": dtype,
+        "dtype": _dtype(settings),
         "backend": settings.backend,
         "on_load": metrics.LOAD_SECONDS.labels(stage).observe,
     }
+
+
+def _dtype(settings: Settings) -> "torch.dtype | None":
+    """The setting, else bfloat16 on a CPU that has instructions for it; None: the pipeline's choice."""
+    import torch
+
+    if settings.dtype:
+        return getattr(torch, settings.dtype)
+    on_cpu = settings.device == "cpu" or not (settings.device or torch.cuda.is_available())
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if on_cpu and (has.get("avx512_bf16") or has.get("amx_bf16")) else None
 
 
 def encode_frame(job: RunnerJob, frame: np.ndarray) -> str:

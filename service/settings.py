@@ -14,8 +14,8 @@ class Settings:
 
     model: str = "tiny"  # which model of the catalog to serve
     device: str = ""  # torch device of the runners; empty: CUDA when present, else CPU
-    dtype: str = ""  # float32, float16 or bfloat16; empty: the pipeline's choice
-    backend: str = "torch"  # of the UNets, one of huvidpo.config.BACKENDS; auto: the fastest there is
+    dtype: str = ""  # float32, float16 or bfloat16; empty: float16 on CUDA; else bfloat16 if the CPU has it
+    backend: str = "auto"  # of the UNets, one of huvidpo.config.BACKENDS; auto: the fastest there is
     threads: int = 0  # torch CPU threads per runner; 0: torch's choice
     max_batch: int = 4  # requests denoised together, 1..64
     queue_size: int = 64  # requests waiting in one runner before it answers "queue full", 1..10000

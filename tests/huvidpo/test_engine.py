@@ -201,6 +201,19 @@ def test_auto_falls_back_and_says_why(
         VideoPipeline.from_catalog("tiny", categories=["horse"], backend="openvino")
 
 
+def test_networks_that_memory_may_not_hold_are_left_to_torch(
+    cache: Path, unet: VideoUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * cpu_engines.KEPT_SHAPES * sum(tensor.numel() for tensor in unet.state_dict().values())
+    cpu_engines.check_memory([unet, unet], 2 * size)  # categories that share a network count once
+    with pytest.raises(EngineError, match="HUVIDPO_BACKEND=torch"):
+        cpu_engines.check_memory([unet], 2 * size - 2)
+    memory = cpu_engines.psutil.virtual_memory()._replace(available=1)
+    monkeypatch.setattr(cpu_engines.psutil, "virtual_memory", lambda: memory)
+    modules = {"video_unet": {"": unet}}
+    assert place_modules("auto", modules, CPU) == ("torch", modules)
+
+
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [

@@ -4,6 +4,7 @@ import logging
 from functools import partial
 
 import pytest
+import torch
 from family import build_random_family
 from prometheus_client import REGISTRY
 
@@ -33,7 +34,7 @@ def started(stage: str, settings: Settings) -> Batcher:
 
 
 def test_setting():
-    assert Settings().backend == "torch"
+    assert Settings().backend == "auto"
     assert Settings.from_env({"HUVIDPO_BACKEND": "openvino"}).backend == "openvino"
     with pytest.raises(ValueError, match="HUVIDPO_BACKEND: got 'openvno', allowed auto, torch, onnxruntime"):
         Settings.from_env({"HUVIDPO_BACKEND": "openvno"})
@@ -63,3 +64,18 @@ def test_answer_names_the_backends():
     backends = {"first_frame": "openvino", "video": "tensorrt"}
     response = _clip_response(Finished(b"", "video/mp4", 1, "tiny", {}, backends))
     assert response.headers["X-Backend"] == "first_frame=openvino, video=tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpu", "dtype"),
+    [
+        (Settings(device="cpu"), {"avx512_bf16": True}, torch.bfloat16),
+        (Settings(device="cpu"), {"amx_bf16": True}, torch.bfloat16),
+        (Settings(device="cpu"), {"avx512_bf16": False}, None),
+        (Settings(device="cuda"), {"avx512_bf16": True}, None),
+        (Settings(device="cpu", dtype="float32"), {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_bfloat16_where_the_cpu_computes_in_it(settings, cpu, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    assert runners._placement(settings, "video")["dtype"] == dtype
