@@ -51,6 +51,7 @@ def test_every_category_in_every_style_with_the_defaults(shipped):
         responses = list(pool.map(one, names))
     for name, response in zip(names, responses, strict=True):
         assert response.status_code == 200, (name, response.text)
+        assert response.headers["X-Backend"] == "first_frame=openvino, video=openvino"
         frames, fps = decode(response.content)
         assert frames.shape == (16, 64, 64, 3)
         assert fps == 8
