@@ -44,7 +44,7 @@ from training.judge import Judge, load_judge, score_clip
 from training.tiny.calibrate import TYPICAL
 from training.tiny.common import FAMILY
 from training.tiny.evaluate import motion, psnr, request_for
-from training.tiny.world import CATEGORIES, SIZE, STYLES, Scene, caption, random_scene, render
+from training.tiny.world import CATEGORIES, SIZE, Scene, caption, random_scenes, render
 
 SEED = 920_000  # far from every seed used in training, and from those of the quality figures
 BATCH = 4
@@ -106,12 +106,6 @@ class DeepCache(VideoUNet):
         return x.unflatten(0, (batch, frames)).transpose(1, 2)
 
 
-def scenes_of(seed: int, count: int) -> list[Scene]:
-    """Categories and styles in turn."""
-    rng = np.random.default_rng(seed)
-    return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
-
-
 def prepared(pipeline: VideoPipeline, option: Option) -> dict[str, VideoUNet]:
     """The UNets of all categories, as `option` has them."""
     if option.rounding:
@@ -130,7 +124,7 @@ def rounded(pipeline: VideoPipeline, category: str, rounding: str) -> VideoUNet:
     import modelopt.torch.quantization as mtq
 
     config = {"int8": mtq.INT8_DEFAULT_CFG, "fp8": mtq.FP8_DEFAULT_CFG}[rounding]
-    chosen = [scene for scene in scenes_of(CALIBRATION_SEED, 16) if scene.category == category]
+    chosen = [scene for scene in random_scenes(16, CALIBRATION_SEED) if scene.category == category]
 
     def calibrate(unet: VideoUNet) -> None:
         with_unet = swapped(pipeline, {category: unet})
@@ -205,7 +199,7 @@ def main() -> None:
     args = parser.parse_args()
     args.device = "cpu"
     torch.set_num_threads(args.threads)
-    scenes = scenes_of(SEED, 2 if args.quick else args.scenes)
+    scenes = random_scenes(2 if args.quick else args.scenes, SEED)
     truths = [render(scene) for scene in scenes]
     pipeline, judge = VideoPipeline.from_catalog("tiny", device="cpu"), load_judge(FAMILY / "clip")
     print(f"{'':<20}{'PSNR':>14}{'motion':>14}{'rating':>14}{'CPU':>8}")

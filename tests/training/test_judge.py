@@ -21,8 +21,8 @@ from training.judge import (
     score_clip,
 )
 from training.recipes import ClipRecipe
-from training.tiny.calibrate import preferred, scenes
-from training.tiny.world import caption, random_scene, render
+from training.tiny.calibrate import preferred
+from training.tiny.world import caption, random_scene, random_scenes, render
 
 CLIP = Path(__file__).resolve().parents[2] / "models" / "tiny" / "clip"
 
@@ -36,7 +36,7 @@ def judge() -> Judge:
 
 def test_truth_beats_every_way_to_spoil_it(judge):
     """docs/metrics.md has the shares of 40 scenes: `python -m training.tiny.calibrate`."""
-    won = preferred(judge, scenes(8))
+    won = preferred(judge, random_scenes(8, 7))
     assert set(won) == {"frozen", "blurred", "noisy", "flickering", "shuffled"}
     assert all(won["frozen"])
     assert all(sum(right) >= 7 for right in won.values()), won

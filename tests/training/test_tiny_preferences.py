@@ -17,7 +17,7 @@ from training.judge import load_judge
 from training.tiny import first_frame_preferences as pictures
 from training.tiny import preferences
 from training.tiny.common import FAMILY
-from training.tiny.world import FRAMES, SIZE, STYLES
+from training.tiny.world import FRAMES, SIZE, STYLES, random_scenes
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_network_against_itself_wins_one_half_and_is_not_accepted(drawn, monke
 
 def test_the_rule_prefers_the_picture_of_its_caption(drawn):
     plain, judge = drawn
-    horse, rain = (pictures.request_for(scene, 1) for scene in pictures.scenes_of(1, 8)[3::4])
+    horse, rain = (pictures.request_for(scene, 1) for scene in random_scenes(8, 1)[3::4])
     assert (horse.category, rain.category) == ("horse", "rain")
     picture = pictures.draw(plain, [horse])[0]
     own, other = (pictures.score(judge, np.asarray(picture), pictures.caption_of(r)) for r in (horse, rain))

@@ -19,21 +19,16 @@ from tqdm import tqdm
 from huvidpo.evaluation import flow, freeze
 from training.judge import Judge, load_judge, score_clip
 from training.tiny.common import FAMILY
-from training.tiny.world import CATEGORIES, SIZE, STYLES, Scene, caption, random_scene, render
+from training.tiny.world import CATEGORIES, SIZE, Scene, caption, random_scenes, render
 
+SEED = 7
 NOISE = 16  # standard deviation, grey levels
 BLUR = 1.5  # pixels
-# Mean optical flow of true clips, pixels per frame: 5 per category, those of `scenes(40)`.
+# Mean optical flow of true clips, pixels per frame: 5 per category, those of seed 7.
 TYPICAL = {
     "waterfall": 0.49, "smile": 0.22, "fireworks": 0.38, "horse": 0.52, "guitar": 0.57, "birds": 0.38,
     "helicopter": 0.39, "rain": 0.44,
 }  # fmt: skip
-
-
-def scenes(count: int, seed: int = 7) -> list[Scene]:
-    """Random scenes, categories and styles in turn."""
-    rng = np.random.default_rng(seed)
-    return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
 
 
 def spoil(truth: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -70,10 +65,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--one-for-all", action="store_true", help="one typical motion for all categories")
     args = parser.parse_args()
-    judge, chosen = load_judge(FAMILY / "clip"), scenes(args.scenes)
+    judge, chosen = load_judge(FAMILY / "clip"), random_scenes(args.scenes, SEED)
     won = preferred(judge, tqdm(chosen, unit="scene"), not args.one_for_all)
     print("the truth wins:", {name: f"{np.mean(right):.1%}" for name, right in won.items()}, flush=True)
-    moved = {c: [flow(render(s)).motion for s in scenes(64, 8) if s.category == c] for c in CATEGORIES}
+    moved = {
+        c: [flow(render(s)).motion for s in random_scenes(64, SEED + 1) if s.category == c]
+        for c in CATEGORIES
+    }
     print(
         "typical motion of 64 other scenes, pixels per frame:",
         {c: round(float(np.mean(m)), 2) for c, m in moved.items()},

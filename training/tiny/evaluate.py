@@ -31,7 +31,7 @@ from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from training.tiny.clip import normalised, zero_shot
 from training.tiny.common import DATA, FAMILY, STAGE1
 from training.tiny.dataset import load_split
-from training.tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene
+from training.tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene, random_scenes
 
 BATCH = 16
 SEED = 900_000  # far from every seed used in training
@@ -55,8 +55,7 @@ def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, 
     """Zero-shot accuracy of the tiny CLIP on `count` generated first frames."""
     model = CLIPModel.from_pretrained(FAMILY / "clip", dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(FAMILY / "clip")
-    rng = np.random.default_rng(SEED)
-    scenes = [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
+    scenes = random_scenes(count, SEED)
     requests = [request_for(scene, SEED + i) for i, scene in enumerate(scenes)]
     pictures: list[Any] = []
     for run in tqdm(list(batches(requests)), desc="first frames"):

@@ -34,19 +34,13 @@ from training import dpo_image
 from training.judge import Judge, embed_caption, embed_frames, load_judge
 from training.tiny.common import FAMILY, RUNS
 from training.tiny.evaluate import batches, request_for
-from training.tiny.world import CATEGORIES, STYLES, Scene, random_scene, render
+from training.tiny.world import random_scenes, render
 
 UNET = FAMILY / "first_frame" / "unet"
 FOLDER = RUNS / "first_frame_preferences"
 RATED = FOLDER / "pictures"
 PROMPTS, DRAWN, SEED = 96, 2, 700_000
 HELD_OUT, HELD_OUT_SEED = 192, 800_000
-
-
-def scenes_of(seed: int, count: int) -> list[Scene]:
-    """Categories and styles in turn."""
-    rng = np.random.default_rng(seed)
-    return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
 
 
 def draw(pipeline: FirstFramePipeline, wanted: list[ClipRequest]) -> list[np.ndarray]:
@@ -70,7 +64,7 @@ def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
     """The folder that `training.dpo_image` takes: pictures, captions and simulated ratings."""
     shutil.rmtree(RATED, ignore_errors=True)
     RATED.mkdir(parents=True)
-    scenes = scenes_of(SEED, PROMPTS)
+    scenes = random_scenes(PROMPTS, SEED)
     wanted = [
         request_for(scene, SEED + i * DRAWN + j) for i, scene in enumerate(scenes) for j in range(DRAWN)
     ]
@@ -92,7 +86,7 @@ def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
 
 def compare(plain: FirstFramePipeline, aligned: FirstFramePipeline, judge: Judge) -> dict[str, Any]:
     """Win rate of the aligned network over the plain one on held-out prompts and seeds, same noise."""
-    scenes = scenes_of(HELD_OUT_SEED, HELD_OUT)
+    scenes = random_scenes(HELD_OUT, HELD_OUT_SEED)
     wanted = [request_for(scene, HELD_OUT_SEED + i) for i, scene in enumerate(scenes)]
     captions = [caption_of(request) for request in wanted]
     before, after = (

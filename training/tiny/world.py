@@ -788,6 +788,12 @@ def render(scene: Scene, frames: int = FRAMES) -> Array:
     return clip
 
 
+def random_scenes(count: int, seed: int) -> list[Scene]:
+    """Random scenes, categories and styles in turn."""
+    rng = np.random.default_rng(seed)
+    return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
+
+
 def contact_sheet(images: list[list[Array]]) -> Array:
     """Rows of equally sized pictures as one picture."""
     return np.concatenate([np.concatenate(row, 1) for row in images])
