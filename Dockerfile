@@ -12,6 +12,7 @@ RUN pip install --no-cache-dir $PIP_ARGS -r requirements/serve.txt
 
 COPY bentofile.yaml README.md LICENSE ./
 COPY huvidpo huvidpo
+COPY preferences preferences
 COPY service service
 COPY models models
 

@@ -34,7 +34,7 @@ bench: $(VENV)/dev.done  ## run the benchmarks; results go to benchmarks/results
 	@for script in benchmarks/*.py; do PYTHONPATH=. $(BIN)/python $$script || echo "$$script failed"; done
 
 tiny: $(VENV)/dev.done  ## train the whole built-in family; hours on two cores, resumable
-	$(BIN)/python -m training.tiny.build
+	$(BIN)/python -m tiny.build
 
 lock:  ## write requirements/*.txt anew from pyproject.toml
 	$(PYTHON) requirements/lock.py

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from unet_forward import NETWORKS, PLAIN, QUICK, build, record
 
-from huvidpo import cpu_engines
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest
+from huvidpo.engines import openvino as cpu_engines
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import VideoUNet
 

@@ -2,7 +2,7 @@
 
     python benchmarks/dpo_beta.py --category helicopter          four runs, about ten minutes on two cores
 
-Needs the rated clips and stage-1 weights of `python -m training.tiny.preferences`. Figures of the last look
+Needs the rated clips and stage-1 weights of `python -m tiny.preferences`. Figures of the last look
 (training/monitors.py): accuracy and margin of held-out pairs, drift of winners and losers in per cent of the
 reference's error (winners should not rise), norm of the LoRA, motion of the sample clips by stage 1's. Prints
 a table and appends one JSON line to benchmarks/results/.
@@ -19,8 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from unet_forward import ROOT, record
 
-from training.tiny.common import STAGE1
-from training.tiny.preferences import LOOPS
+from tiny.common import STAGE1
+from tiny.preferences import LOOPS
 
 
 def run(category: str, beta: float, steps: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import ROOT, record
 
 from huvidpo.catalog import load_catalog
-from huvidpo.engine import Engine, Place, call_module, sample_inputs
+from huvidpo.engines.base import Engine, Place, call_module, sample_inputs
 from huvidpo.errors import HuViDPOError
 from huvidpo.loading import device_and_dtype
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline

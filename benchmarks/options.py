@@ -6,7 +6,7 @@
 
 Every row continues the same true first frames from the same noise with the shipped weights. `PSNR`: frames
 1..15 against the rendered truth. `motion`: mean absolute difference between adjacent frames, by the truth's.
-`rating`: the simulated rater of `training.judge`, 0..10; below them the 95 % bootstrap interval of each
+`rating`: the simulated rater of `judging.judge`, 0..10; below them the 95 % bootstrap interval of each
 clip's difference from the first row. `CPU`: processor time of a clip, by the first row's.
 
 DeepCache (arXiv 2312.00858, every N): all levels but the uppermost are computed every Nth step only; in
@@ -37,14 +37,14 @@ from unet_forward import record
 
 from huvidpo.attention import KeysValues
 from huvidpo.config import ClipRequest
-from huvidpo.evaluation import bootstrap
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet
-from training.judge import Judge, load_judge, score_clip
-from training.tiny.calibrate import TYPICAL
-from training.tiny.common import FAMILY
-from training.tiny.evaluate import motion, psnr, request_for
-from training.tiny.world import CATEGORIES, SIZE, Scene, caption, random_scenes, render
+from judging.judge import Judge, load_judge, score_clip
+from preferences.metrics import bootstrap
+from tiny.calibrate import TYPICAL
+from tiny.common import FAMILY
+from tiny.evaluate import motion, psnr, request_for
+from tiny.world import CATEGORIES, SIZE, Scene, caption, random_scenes, render
 
 SEED = 920_000  # far from every seed used in training, and from those of the quality figures
 BATCH = 4

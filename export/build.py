@@ -33,8 +33,7 @@ from export.profiles import PRECISIONS, ROWS, Network, Row, network_of
 from export.to_onnx import ONNX_FILE, WEIGHTS_FILE, bind, skeleton
 from export.to_tensorrt import build_plan, capabilities_of, import_tensorrt, peak_bytes
 from huvidpo.catalog import Catalog, Model, load_catalog
-from huvidpo.errors import EngineError, HuViDPOError
-from huvidpo.manifest import (
+from huvidpo.engines.manifest import (
     BACKENDS,
     ONNX_BACKENDS,
     Manifest,
@@ -45,6 +44,7 @@ from huvidpo.manifest import (
     size_of,
     write_manifest,
 )
+from huvidpo.errors import EngineError, HuViDPOError
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from export.networks import (
     VaeEncoder,
     read_config,
 )
-from huvidpo import manifest
 from huvidpo.catalog import Component, Model
+from huvidpo.engines import manifest
 from huvidpo.latents import IMAGES_AT_ONCE
 
 PRECISIONS = ("float32", "float16", "bfloat16")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.engines.manifest import Port
 from huvidpo.errors import EngineError
-from huvidpo.manifest import Port
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import Catalog, Component, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.engine import OnLoad, Place, place_modules
+from huvidpo.engines.base import OnLoad, Place, place_modules
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import check_present, device_and_dtype, load_category, load_vae, load_video_unet

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from huvidpo.clips import file_sha256
+from preferences.clips import file_sha256
 
 
 def sha256_of(path: Path) -> str:

@@ -13,8 +13,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from huvidpo.clips import ClipEntry, read_clips
-from huvidpo.preferences import (
+from preferences.clips import ClipEntry, read_clips
+from preferences.records import (
     RATINGS_FILE,
     Comparison,
     Opinion,

@@ -24,8 +24,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from huvidpo.errors import HuViDPOError, InvalidRequest
-from huvidpo.pairs import scores_by_clip
-from huvidpo.preferences import huvidpo_json, read_records
+from preferences.pairs import scores_by_clip
+from preferences.records import huvidpo_json, read_records
 from service.errors import Forbidden, NotFound, TooLarge
 from service.http import App, Guard, Message, Receive, Scope, Send
 from service.judging import Choice, Clip, Judging, Mode, Task

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from huvidpo.clips import CAPTIONS_FILE, ClipEntry, ClipFolderError, read_clips
 from huvidpo.errors import HuViDPOError
-from huvidpo.preferences import CRITERIA, RATINGS_FILE, Opinion, PreferencesError, Rating, read_records
+from preferences.clips import CAPTIONS_FILE, ClipEntry, ClipFolderError, read_clips
+from preferences.records import CRITERIA, RATINGS_FILE, Opinion, PreferencesError, Rating, read_records
 from service.http import App
 from service.judging import Clip, Judging, to_clip
 from service.rating import add_address, jsonl, serve, standalone

@@ -5,8 +5,8 @@ from pathlib import Path
 from clips import write_clip
 from PIL import Image
 
-from huvidpo.clips import ClipEntry, file_sha256, write_clips
-from huvidpo.preferences import RATINGS_FILE, Rating, append
+from preferences.clips import ClipEntry, file_sha256, write_clips
+from preferences.records import RATINGS_FILE, Rating, append
 
 SCORES = (9.0, 7.5, 6.0, 4.0, 2.5, 1.0)
 

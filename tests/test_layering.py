@@ -1,4 +1,4 @@
-"""Imports go one way: training, export and service use huvidpo; huvidpo uses none of them."""
+"""Imports go one way: tiny -> judging -> training -> preferences -> huvidpo; export and service beside."""
 
 import ast
 from pathlib import Path
@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("huvidpo", "training", "export", "service")
-ALLOWED = {"huvidpo": set(), "training": {"huvidpo"}, "export": {"huvidpo"}, "service": {"huvidpo"}}
+ALLOWED: dict[str, set[str]] = {
+    "huvidpo": set(),
+    "preferences": {"huvidpo"},
+    "training": {"huvidpo", "preferences"},
+    "judging": {"huvidpo", "preferences", "training"},
+    "tiny": {"huvidpo", "preferences", "training", "judging"},
+    "export": {"huvidpo"},
+    "service": {"huvidpo", "preferences"},
+}
+PACKAGES = tuple(ALLOWED)
 
 
 def imported_packages(source: str) -> set[str]:

@@ -7,7 +7,7 @@
     python -m training.dpo --model sd14 --category horse --clips clips/horse --stage1 horse.safetensors \\
         --out horse_lora.safetensors --set loss=ipo --set anchor=1
 
-CLIPS is a folder of rated clips (`training.candidates` makes one, `training.ratings report` shows it). The
+CLIPS is a folder of rated clips (`judging.candidates` makes one, `judging.ratings report` shows it). The
 reference of DPO is the network after stage 1, which is the one in training with its LoRA off. OUT receives
 the LoRA alone; `training.merge` puts it into the category's weights. The run's folder, by default
 `runs/dpo/<model>-<category>`, has the checkpoint, TensorBoard events, sample clips and the monitors
@@ -29,12 +29,13 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from huvidpo import evaluation, video
+from huvidpo import video
 from huvidpo.catalog import Category, Model, load_catalog
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
 from huvidpo.config import SamplingOptions
 from huvidpo.errors import HuViDPOError
 from huvidpo.pipeline import VideoPipeline
+from preferences import metrics as evaluation
 from training.adapter import adapter_tensors, add_adapter
 from training.data import embed_texts, fingerprint_tensors
 from training.dpo_task import DPOTask

@@ -12,7 +12,7 @@ import torch
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import read_metadata
-from huvidpo.clips import file_sha256
+from preferences.clips import file_sha256
 
 
 def commit() -> str:

@@ -1,6 +1,6 @@
 """Rated clips (or pictures) as the preference trainers need them: latents, captions and who beat whom.
 
-The folder is that of `training.candidates`: files, `captions.jsonl` and `ratings.jsonl`.
+The folder is that of `judging.candidates`: files, `captions.jsonl` and `ratings.jsonl`.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from diffusers import AutoencoderKL
 
-from huvidpo.clips import read_clips
-from huvidpo.pairs import Pair, check_files, make_pairs, rank
-from huvidpo.preferences import RATINGS_FILE, PreferencesError, ratings_hash, read_records
+from preferences.clips import read_clips
+from preferences.pairs import Pair, check_files, make_pairs, rank
+from preferences.records import RATINGS_FILE, PreferencesError, ratings_hash, read_records
 from training.data import encode_videos, fingerprint_texts
 from training.recipes import DPORecipe
 

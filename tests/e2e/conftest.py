@@ -18,7 +18,7 @@ from family import build_random_family
 from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
-from huvidpo.clips import ClipEntry, write_clips
+from preferences.clips import ClipEntry, write_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300  # torch takes its time on a machine that is busy with something else

@@ -3,7 +3,7 @@
 import hashlib
 import time
 
-from huvidpo.preferences import read_records
+from preferences.records import read_records
 
 
 def test_models_reports_the_weights(server, random_family):

@@ -21,7 +21,7 @@ REDUCED = {
     "-m training.motion ": "-m training.motion --steps 3 --set batch_size=2 ",
     "--count 8 ": "--count 6 ",
     "-m training.dpo ": "-m training.dpo --steps 3 --set sample_every=3 ",
-    "-m training.promote ": "-m training.promote --count 4 ",
+    "-m judging.promote ": "-m judging.promote --count 4 ",
 }
 REFUSED = 1  # promote's verdict on weights that hardly trained; a failure would be 2
 
@@ -75,7 +75,7 @@ def test_from_clips_to_the_service(folder: Path, start_server) -> None:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=env, capture_output=True, text=True
         )
-        allowed = (0, REFUSED) if "training.promote" in block else (0,)
+        allowed = (0, REFUSED) if "judging.promote" in block else (0,)
         assert done.returncode in allowed, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
     merged = folder / "candle" / "candle.safetensors"

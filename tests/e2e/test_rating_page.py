@@ -15,8 +15,8 @@ import pytest
 from clips import write_clip
 from ports import free_port
 
-from huvidpo.clips import ClipEntry, read_clips, write_clips
-from huvidpo.preferences import Comparison, Rating, read_records
+from preferences.clips import ClipEntry, read_clips, write_clips
+from preferences.records import Comparison, Rating, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

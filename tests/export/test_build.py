@@ -10,8 +10,8 @@ from export import build as build_module
 from export.build import Job, Target, build, main, target_of, usable
 from export.profiles import ROWS, network_of
 from huvidpo.catalog import Model, load_catalog
+from huvidpo.engines.manifest import Manifest, find_engine, read_manifest
 from huvidpo.errors import EngineError
-from huvidpo.manifest import Manifest, find_engine, read_manifest
 
 UNET = next(row for row in ROWS if row.name == "video_unet")
 ONNX = Target("onnxruntime")

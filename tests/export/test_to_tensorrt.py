@@ -15,8 +15,8 @@ from export.to_tensorrt import (
     failure,
     import_tensorrt,
 )
+from huvidpo.engines.manifest import Port
 from huvidpo.errors import EngineError
-from huvidpo.manifest import Port
 
 PORT = Port("x", "float32", (1, 3), (2, 3), (4, 3))
 

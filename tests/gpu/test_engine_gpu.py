@@ -15,7 +15,7 @@ from family import LATENT_CHANNELS, SIZE, TEXT_WIDTH, build_random_family
 from torch import Tensor
 
 from huvidpo.config import ClipRequest
-from huvidpo.engine import VideoEngine
+from huvidpo.engines.base import VideoEngine
 from huvidpo.errors import EngineError, InvalidRequest
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 

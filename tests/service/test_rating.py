@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from huvidpo.catalog import load_catalog
-from huvidpo.clips import ClipEntry, ClipFolderError, write_clips
-from huvidpo.preferences import Comparison, PreferencesError, Rating, Retraction, read_records
+from preferences.clips import ClipEntry, ClipFolderError, write_clips
+from preferences.records import Comparison, PreferencesError, Rating, Retraction, read_records
 from service.http import Guard
 from service.judging import Judging, clips_of, tasks_for
 from service.pages import PATHS, PREFIX, with_pages

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from clips import write_clip
 
-from huvidpo.clips import ClipEntry, ClipFolderError, write_clips
-from huvidpo.preferences import CRITERIA, Rating, append, read_records
+from preferences.clips import ClipEntry, ClipFolderError, write_clips
+from preferences.records import CRITERIA, Rating, append, read_records
 from service.judging import tasks_for
 from service.study import main, read_study, study, summarise, table
 

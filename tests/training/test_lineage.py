@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from huvidpo.checkpoint import save_tensors
-from huvidpo.clips import file_sha256
+from preferences.clips import file_sha256
 from training.lineage import card_path, carried_on, commit, write_card
 
 

@@ -1,0 +1,278 @@
+"""Networks on a CPU: OpenVINO, converted here without an export step, and ONNX Runtime.
+
+OpenVINO's graph of a network is traced once per architecture, weights left out as inputs, and kept on disk
+(the engines' folder); every category binds its own weights into it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from huvidpo.engines.base import OnLoad, Place, Run, call_module, check_inputs, sample_inputs
+from huvidpo.engines.manifest import engines_folder, find_engine, hash_weights
+from huvidpo.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+KEPT_SHAPES = 4  # compiled networks kept per category: batches of 1 to 4 requests of the default size
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_SOURCES = (
+    "unet.py",
+    "attention.py",
+    "engines/base.py",
+    "engines/openvino.py",
+)  # what a traced graph follows from
+_TOOLS = ("torch", "openvino", "diffusers")
+_EXAMPLE = Place("", torch.device("cpu"), lines=2, frames=4, height=2, width=3, tokens=5)
+
+
+def openvino(network: str, category: str, module: Any, place: Place) -> Run:
+    """Raises EngineError if OpenVINO is not installed, or cannot take the module or its dtype."""
+    import_openvino()  # before anything that takes it for granted
+    if module.dtype not in PRECISIONS:
+        raise EngineError(f"openvino computes in float32 or bfloat16, not {module.dtype}: set HUVIDPO_DTYPE")
+    precision = PRECISIONS[module.dtype]
+    return OpenVINO(graph(network, module), module.state_dict(), precision, place.on_load)
+
+
+def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
+    """Raises EngineError if the networks, each compiled for KEPT_SHAPES shapes, could take more than half of
+    the bytes `available`, by default the machine's. torch shares what categories have in common; OpenVINO
+    holds every one whole.
+    """
+    available = psutil.virtual_memory().available if available is None else available
+    distinct = {id(module): module for module in modules}.values()
+    numbers = sum(tensor.numel() for module in distinct for tensor in module.state_dict().values())
+    needed = 4 * KEPT_SHAPES * numbers
+    if needed > available / 2:
+        raise EngineError(
+            f"openvino may need {needed / 1e9:.1f} GB for {len(distinct)} networks, and "
+            f"{available / 1e9:.1f} GB are free: "
+            "serve with HUVIDPO_BACKEND=torch, which shares what categories have in common"
+        )
+
+
+class OpenVINO:
+    """A graph and its weights, compiled for every shape it meets: fixed shapes run 1.5 times as fast.
+
+    Compiling takes a second or two; the latest KEPT_SHAPES stay.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        weights: Mapping[str, Tensor],
+        precision: str,
+        on_load: OnLoad = lambda seconds: None,
+    ):
+        self.graph, self.weights, self.precision, self.on_load = graph, weights, precision, on_load
+        self.requests: OrderedDict[tuple, Any] = OrderedDict()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        arrays = [x.float().contiguous().numpy() for x in inputs]
+        shapes = tuple(array.shape for array in arrays)
+        if shapes not in self.requests:
+            self.requests[shapes] = self.compile(shapes)
+        self.requests.move_to_end(shapes)
+        if len(self.requests) > KEPT_SHAPES:
+            self.requests.popitem(last=False)
+        out = self.requests[shapes].infer(arrays, share_inputs=True)
+        return torch.from_numpy(out[0]).to(inputs[0].dtype)
+
+    def compile(self, shapes: Sequence[tuple[int, ...]]) -> Any:
+        started = time.monotonic()
+        model = bind(self.graph, self.weights)
+        model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # the two runners would be pinned to the same cores
+        }
+        try:
+            request = core().compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(
+                f"openvino cannot compile this network ({_first_line(error)}): "
+                "serve with HUVIDPO_BACKEND=torch"
+            ) from error
+        seconds = time.monotonic() - started
+        logger.info("compiled for %s in %.1f s", shapes[0], seconds)
+        self.on_load(seconds)
+        return request
+
+
+@cache
+def core() -> Any:
+    return import_openvino().Core()
+
+
+def import_openvino() -> Any:
+    """Without its telemetry, which would report every import and conversion to its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"openvino cannot be loaded ({error}): pip install openvino, or set HUVIDPO_BACKEND=torch"
+        ) from error
+    return openvino
+
+
+def graph(network: str, module: Any) -> Any:
+    """The network without its weights, from disk or traced now.
+
+    Each input is named by its tensor in the state dict, but the network's own, which come first.
+    """
+    folder = engines_folder() / "openvino" / f"{network}-{architecture(module.config)}"
+    if (folder / "graph.xml").is_file():
+        return core().read_model(folder / "graph.xml")
+    started = time.monotonic()
+    model = trace(network, module)
+    logger.info("%s: converted for openvino in %.1f s", network, time.monotonic() - started)
+    keep(model, folder)
+    return model
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """Names everything a graph follows from: configuration, code, the converting libraries."""
+    here = Path(__file__).parents[1]
+    facts = {
+        "config": {name: value for name, value in config.items() if not name.startswith("_")},
+        "tools": {name: version(name) for name in _TOOLS},
+        "sources": [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in _SOURCES],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+@torch.no_grad()
+def trace(network: str, module: Any) -> Any:
+    """Torch's tracer follows sizes as it follows tensors, so the graph takes any shape."""
+    ov = import_openvino()
+    inputs = sample_inputs(network, module.config, scaled_example(module.config))
+    tensors = module.state_dict()
+
+    def call(*arguments: Tensor) -> Tensor:
+        with replaced(module, dict(zip(tensors, arguments[len(inputs) :], strict=True))):
+            return call_module(network, module, arguments[: len(inputs)])
+
+    example = (*inputs, *(tensor.float() for tensor in tensors.values()))
+    try:
+        with warnings.catch_warnings():
+            # of sizes read as numbers: those in torch's and diffusers' checks, which choose nothing here
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(call, example, check_trace=False)
+        model = ov.convert_model(traced, example_input=example)
+    except Exception as error:  # of many kinds: whatever a converter stumbles over
+        raise EngineError(
+            f"openvino cannot convert {network} ({_first_line(error)}): serve with HUVIDPO_BACKEND=torch"
+        ) from error
+    for port, name in zip(model.inputs[len(inputs) :], tensors, strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def scaled_example(config: Mapping[str, Any]) -> Place:
+    """Sizes that halve as often as the network halves them; nowhere 1, which tracing would bake in."""
+    step = 2 ** (len(config["block_out_channels"]) - 1)
+    return dataclasses.replace(_EXAMPLE, height=_EXAMPLE.height * step, width=_EXAMPLE.width * step)
+
+
+@contextmanager
+def replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """`module` with plain tensors in place of its parameters and buffers, which the tracer then sees."""
+    owners = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tensors]
+    saved: list[tuple[Any, Any]] = [(owner._parameters, owner._parameters.copy()) for owner, _ in owners]
+    saved += [(owner._buffers, owner._buffers.copy()) for owner, _ in owners]
+    try:
+        for (owner, leaf), tensor in zip(owners, tensors.values(), strict=True):
+            delattr(owner, leaf)
+            owner.__dict__[leaf] = tensor
+        yield
+    finally:
+        for owner, leaf in owners:
+            owner.__dict__.pop(leaf, None)
+        for table, entries in saved:
+            table.update(entries)
+
+
+def keep(model: Any, folder: Path) -> None:
+    """Save a graph, all at once. Where nothing can be written it is traced anew at every start."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
+            part = Path(temporary) / "graph"
+            part.mkdir()
+            import_openvino().save_model(model, part / "graph.xml", compress_to_fp16=False)
+            part.rename(folder)
+    except (OSError, RuntimeError) as error:
+        logger.info("the graph is not kept in %s: %s", folder, error)
+
+
+def bind(graph: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A copy of `graph` whose weights are constants; the network's own inputs remain."""
+    from openvino import opset13
+
+    model = graph.clone()
+    bound = [port for port in model.inputs if port.names and port.any_name in weights]
+    for port in bound:
+        constant = opset13.constant(weights[port.any_name].float().contiguous().numpy())
+        node = port.get_node()
+        node.output(0).replace(constant.output(0))
+        model.remove_parameter(node)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def onnxruntime(network: str, category: str, module: Any, place: Place) -> Run:
+    """Runs the graph that `export.build --backend onnxruntime` made of these weights.
+
+    Raises EngineError if there is none, or ONNX Runtime is not installed.
+    """
+    try:
+        from onnxruntime import InferenceSession, SessionOptions
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"onnxruntime cannot be loaded ({error}): pip install onnxruntime, or set HUVIDPO_BACKEND=torch"
+        ) from error
+    precision = str(module.dtype).removeprefix("torch.")
+    folder, manifest = find_engine(
+        engines_folder(),
+        network=network,
+        model=place.model,
+        category=category,
+        backend="onnxruntime",
+        precision=precision,
+        weights_sha256=hash_weights(module.state_dict(), precision),
+    )
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        check_inputs(manifest.inputs, inputs)
+        arrays = {port.name: x.contiguous().numpy() for port, x in zip(manifest.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

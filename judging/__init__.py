@@ -1,0 +1,1 @@
+"""Who is better: candidates to rate, ratings, the judge, the paper's table and the gate of what ships."""

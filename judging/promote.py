@@ -1,0 +1,380 @@
+"""The gate: a category's new weights ship only when they beat the old ones and still move.
+
+    python -m judging.promote --model tiny --category horse --candidate merged.safetensors \\
+        --against stage1.safetensors --accept
+    python -m judging.promote --model tiny --category horse --candidate merged.safetensors \\
+        --against stage1.safetensors --like clips/horse --rated candidates/horse --run runs/horse_gate
+
+Both make a clip from each of `--count` held-out prompts and seeds, from the same first frame and noise. The
+judge is the stated rule of `judging.judge` (simulated: no person), or people: after a run, `python -m
+service.rating --clips RUN` asks them which of each two is better, and the same command with `--people` goes
+by their answers. Accepted, and exit 0, if the 95 % interval of the win rate lies above 50 % and motion is at
+least 90 % of the old; otherwise refused, with the reasons, and exit 1. RUN keeps the clips, `sheet.png` (old
+above new) and `promotion.json`. `--accept` copies accepted weights to the model's categories.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from huvidpo import video
+from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
+from huvidpo.config import ClipRequest
+from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
+from huvidpo.pipeline import VideoPipeline
+from judging.candidates import read_pictures, read_prompts
+from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
+from judging.methods import SEED, draw_first_frames, full_caption, held_out_requests, render
+from judging.thumbnails import contact_sheet, strip
+from preferences.clips import ClipEntry, ClipFolderError, file_sha256, read_clips, write_clips
+from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
+from preferences.records import RATINGS_FILE, Comparison, Opinion, read_records
+from training.lineage import card_path, commit, write_card
+
+COUNT = 40  # pairs: 27 wins of 40 put the interval above one half
+LEAST_MOTION = 0.9  # of the old weights' motion
+SIDES = ("candidate", "against")
+REPORT = "promotion.json"
+SIMULATED = "simulated (judging.judge)"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and seed: what the judge and the flow say of both clips."""
+
+    caption: str
+    seed: int
+    margin: float
+    """Above 0 where the candidate is better: points of the judge, or people's answers as 1, -1 and 0."""
+    motion_candidate: float
+    motion_against: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the candidate ships, and why not."""
+
+    win_rate: Estimate
+    motion_ratio: Estimate
+    reasons: list[str]
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reasons
+
+
+def decide(pairs: Sequence[Pair]) -> Decision:
+    """The gate. Raises EvaluationError for no pairs."""
+    wins = win_rate([pair.margin for pair in pairs])
+    ratio = ratio_of_means([p.motion_candidate for p in pairs], [p.motion_against for p in pairs])
+    reasons = []
+    if wins.low <= 0.5:
+        reasons.append(
+            f"it wins {wins.mean:.0%} of {len(pairs)} pairs (interval {wins.low:.0%} to {wins.high:.0%}), "
+            "which must lie above 50 %"
+        )
+    if ratio.mean < LEAST_MOTION:
+        reasons.append(f"motion falls to {ratio.mean:.0%} of the old; at least {LEAST_MOTION:.0%} must stay")
+    return Decision(wins, ratio, reasons)
+
+
+# Clips
+
+
+def render_both(
+    model: Model,
+    category: Category,
+    weights: Mapping[str, Path],
+    requests: Sequence[ClipRequest],
+    first_frames: Sequence[np.ndarray],
+) -> dict[str, list[np.ndarray]]:
+    """Side -> its clips, uint8 [F, H, W, 3], from the same first frames and noise."""
+    clips = {}
+    for side, file in weights.items():
+        pipeline = VideoPipeline.from_catalog(
+            model.name, categories=[category.name], weights={category.name: file}
+        )
+        made = render(pipeline, requests, first_frames)
+        clips[side] = list(tqdm(made, side, len(requests), unit="clip"))
+    return clips
+
+
+def save_clips(
+    folder: Path,
+    model: Model,
+    catalog: Catalog,
+    weights: Mapping[str, Path],
+    requests: Sequence[ClipRequest],
+    clips: Mapping[str, Sequence[np.ndarray]],
+) -> list[ClipEntry]:
+    """Write videos, captions.jsonl and sheet.png. Each pair is a category of its own in captions.jsonl, so
+    that the rating page asks of each candidate's clip against its counterpart and nothing else.
+    """
+    entries = []
+    for side, made in clips.items():
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        for i, (request, clip) in enumerate(zip(requests, made, strict=True)):
+            entry = ClipEntry(
+                video=f"{side}/{i:04d}.mp4",
+                caption=full_caption(request, catalog),
+                prompt=request.prompt,
+                style=request.style,
+                category=f"{request.category}/{i:04d}",
+                seed=request.seed,
+                model=model.name,
+                lineage={"side": side, "sha256": sha256_of(weights[side])},
+            )
+            (folder / entry.video).write_bytes(video.encode(clip, request.options.fps))
+            entries.append(entry)
+    write_clips(folder, entries)
+    both = zip(clips["against"], clips["candidate"], strict=True)
+    rows = [[np.asarray(strip(clip, 6)) for clip in pair] for pair in both]
+    pictures = [Image.fromarray(np.concatenate(row)) for row in rows]
+    contact_sheet(pictures, [full_caption(request, catalog) for request in requests]).save(
+        folder / "sheet.png"
+    )
+    return entries
+
+
+def sha256_of(weights: Path) -> str:
+    """Of a file; weights that are not there (the shared base) or a folder have none."""
+    return file_sha256(weights) if weights.is_file() else "none"
+
+
+def read_pairs(folder: Path, weights: Mapping[str, Path]) -> list[tuple[ClipEntry, ClipEntry]]:
+    """(candidate's, against's) clips that an earlier run left in `folder`.
+
+    Raises ClipFolderError when there are none, or when they were made by other weights.
+    """
+    entries = {entry.video: entry for entry in read_clips(folder)}
+    made = {
+        side: {e.lineage.get("sha256") for e in entries.values() if e.lineage.get("side") == side}
+        for side in SIDES
+    }
+    for side in SIDES:
+        if made[side] != {sha256_of(weights[side])}:
+            raise ClipFolderError(
+                f"{folder}: its clips were not made by {weights[side]}; run without --people first"
+            )
+    ours = [entry for entry in entries.values() if entry.lineage["side"] == "candidate"]
+    return [(entry, entries[entry.video.replace("candidate/", "against/", 1)]) for entry in ours]
+
+
+# Judges
+
+
+def judge_simulated(
+    requests: Sequence[ClipRequest],
+    catalog: Catalog,
+    clips: Mapping[str, Sequence[np.ndarray]],
+    judge: Judge,
+) -> list[Pair]:
+    """Pairs whose margin is the difference of the simulated ratings, in points."""
+    pairs = []
+    rows = zip(requests, clips["candidate"], clips["against"], strict=True)
+    for request, ours, theirs in tqdm(rows, "judge", len(requests), unit="pair"):
+        caption = full_caption(request, catalog)
+        new, old = flow(ours), flow(theirs)
+        margin = score_clip(ours, caption, judge, new) - score_clip(theirs, caption, judge, old)
+        pairs.append(Pair(caption, request.seed, margin, new.motion, old.motion))
+    return pairs
+
+
+def judge_by_people(
+    folder: Path, entries: Sequence[tuple[ClipEntry, ClipEntry]], records: Sequence[Opinion]
+) -> list[Pair]:
+    """One pair per clip pair that people compared; its margin is the mean of their answers, -1 to 1.
+
+    Raises EvaluationError when nobody compared any, or a clip has changed since.
+    """
+    pairs = []
+    for ours, theirs in entries:
+        hashes = {entry.video: file_sha256(folder / entry.video) for entry in (ours, theirs)}
+        answers = [_margin(record, ours.video, hashes) for record in records if _is_about(record, hashes)]
+        if answers:
+            motions = [flow(video.decode(folder / entry.video)[0]).motion for entry in (ours, theirs)]
+            pairs.append(Pair(ours.caption, ours.seed or 0, float(np.mean(answers)), *motions))
+    if not pairs:
+        raise EvaluationError(
+            f"{folder / RATINGS_FILE} compares none of these clips: python -m service.rating --clips {folder}"
+        )
+    return pairs
+
+
+def _is_about(record: Opinion, hashes: Mapping[str, str]) -> bool:
+    """Whether a record compares two clips (video -> sha256) as they are now."""
+    if not isinstance(record, Comparison):
+        return False
+    return {record.clip_a: record.sha256_a, record.clip_b: record.sha256_b} == dict(hashes)
+
+
+def _margin(record: Any, ours: str, hashes: Mapping[str, str]) -> float:
+    if record.answer == "tie":
+        return 0.0
+    return 1.0 if (record.answer == "a") == (record.clip_a == ours) else -1.0
+
+
+# Report
+
+
+def report(decision: Decision, pairs: Sequence[Pair], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What promotion.json holds, which `training.merge --metrics` takes too."""
+    return {
+        "accepted": decision.accepted,
+        "reasons": decision.reasons,
+        "win_rate": dataclasses.asdict(decision.win_rate),
+        "motion_ratio": dataclasses.asdict(decision.motion_ratio),
+        "motion_px_per_frame": {
+            "candidate": float(np.mean([p.motion_candidate for p in pairs])),
+            "against": float(np.mean([p.motion_against for p in pairs])),
+        },
+        "pairs": len(pairs),
+        **facts,
+    }
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """The table and the verdict, for people."""
+    wins, ratio, moved = found["win_rate"], found["motion_ratio"], found["motion_px_per_frame"]
+    lines = [
+        "| figure | value | 95 % interval | wanted |",
+        "| --- | ---: | ---: | ---: |",
+        f"| wins of {found['pairs']} pairs | {wins['mean']:.1%} | {wins['low']:.1%} to {wins['high']:.1%} "
+        "| interval above 50 % |",
+        f"| motion, new by old | {ratio['mean']:.2f} | {ratio['low']:.2f} to {ratio['high']:.2f} "
+        f"| {LEAST_MOTION} or more |",
+        f"| motion, px/frame | {moved['candidate']:.2f} (old {moved['against']:.2f}) | | |",
+        "",
+        f"judge: {found['judge']}",
+        "accepted" if found["accepted"] else "refused: " + "; ".join(found["reasons"]),
+    ]
+    return "\n".join(lines)
+
+
+def ship(candidate: Path, target: Path, found: Mapping[str, Any]) -> None:
+    """Copy accepted weights to `target`, whole or not at all, and write their card beside them."""
+    earlier = card_path(candidate)
+    metrics = json.loads(earlier.read_text(encoding="utf-8"))["metrics"] if earlier.is_file() else {}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copyfile(candidate, part)
+    part.replace(target)
+    write_card(target, {**metrics, "promotion": dict(found)})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    try:
+        return _main(args)
+    except HuViDPOError as error:
+        print(f"judging.promote: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(args: argparse.Namespace) -> int:
+    catalog = load_catalog()
+    model, category = catalog.model(args.model), catalog.category(args.category)
+    sampling = model.defaults.replace(steps=args.steps, first_frame_steps=args.steps)
+    model = dataclasses.replace(model, defaults=sampling)
+    shipped = model.categories / category.weights
+    weights = {"candidate": args.candidate, "against": args.against or shipped}
+    if not args.candidate.is_file():
+        raise CheckpointError(f"candidate: there is no file {args.candidate}")
+    if args.against and not args.against.exists():
+        raise CheckpointError(f"against: there are no weights at {args.against}")
+    if args.count < 1:
+        raise InvalidRequest(f"count: got {args.count}, expected 1 or more", "count")
+    folder = args.run or Path("runs") / "promote" / f"{model.name}-{category.name}"
+
+    if args.people:
+        records = read_records(folder / RATINGS_FILE)
+        pairs = judge_by_people(folder, read_pairs(folder, weights), records)
+        judge_name = f"people ({len({r.rater for r in records if isinstance(r, Comparison)})})"
+    else:
+        pairs, judge_name = _simulated(args, catalog, model, category, weights, folder), SIMULATED
+    decision = decide(pairs)
+    found = report(
+        decision,
+        pairs,
+        {
+            "judge": judge_name,
+            "model": model.name,
+            "category": category.name,
+            "commit": commit(),
+            **{f"{side}_sha256": sha256_of(file) for side, file in weights.items()},
+        },
+    )
+    rows = [dataclasses.asdict(pair) for pair in pairs]
+    text = json.dumps({**found, "clips": rows}, indent=1) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+    print(to_text(found))
+    if decision.accepted and args.accept:
+        target = args.out / category.weights if args.out else shipped
+        ship(args.candidate, target, found)
+        print(f"shipped: {target}")
+    return 0 if decision.accepted else 1
+
+
+def _simulated(
+    args: argparse.Namespace,
+    catalog: Catalog,
+    model: Model,
+    category: Category,
+    weights: Mapping[str, Path],
+    folder: Path,
+) -> list[Pair]:
+    """Renders both sides, keeps the clips in `folder` and has the stated rule judge them."""
+    seen = [entry.prompt for entry in read_clips(args.rated)] if args.rated else []
+    prompts = read_prompts(args.prompts) if args.prompts else []
+    requests = held_out_requests(model, category, list(catalog.styles), args.count, prompts, args.seed, seen)
+    typical = measure_motion(args.like, model.defaults) if args.like else DEFAULT_MOTION
+    judge = load_judge(clip_folder(model, args.clip), typical)
+    pictures = list(read_pictures(args.first_frames).values()) if args.first_frames else []
+    first_frames = draw_first_frames(model, requests, pictures)
+    clips = render_both(model, category, weights, requests, first_frames)
+    save_clips(folder, model, catalog, weights, requests, clips)
+    return judge_simulated(requests, catalog, clips, judge)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m judging.promote",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog: tiny, sd14, ...")
+    parser.add_argument("--category", required=True, help="a category of the catalog")
+    parser.add_argument("--candidate", required=True, type=Path, help="the new weights (training.merge)")
+    parser.add_argument("--against", type=Path, help="the old ones; default: the catalog's, or the base")
+    parser.add_argument("--count", type=int, default=COUNT, help=f"pairs of clips ({COUNT})")
+    parser.add_argument(
+        "--steps", type=int, help="denoising steps of first frame and clip; default: the model's"
+    )
+    parser.add_argument("--prompts", type=Path, help="text file with one prompt a line, without a style")
+    parser.add_argument("--rated", type=Path, help="folder of the rated clips: their prompts are left out")
+    parser.add_argument("--first-frames", type=Path, help="folder of pictures or videos to start from")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the first pair ({SEED})")
+    parser.add_argument("--clip", type=Path, help="folder of the CLIP that judges; default: the model's own")
+    parser.add_argument("--like", type=Path, help="folder of real clips of the category: how much it moves")
+    parser.add_argument(
+        "--people", action="store_true", help="decide by RUN's ratings.jsonl; renders nothing"
+    )
+    parser.add_argument("--run", type=Path, help="default: runs/promote/<model>-<category>")
+    parser.add_argument("--accept", action="store_true", help="copy accepted weights to the categories")
+    parser.add_argument("--out", type=Path, help="folder to copy them to; default: the model's categories")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

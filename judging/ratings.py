@@ -1,0 +1,178 @@
+"""Look at what people said about a folder of clips, and carry scores in and out.
+
+    python -m judging.ratings report --clips clips/horse                     # clips/horse/report.html
+    python -m judging.ratings import scores.json --clips clips/horse --rater ann
+    python -m judging.ratings export scores.json --clips clips/horse
+    python -m judging.ratings simulate --clips clips/horse --model tiny
+
+`report` shows counts, agreement, the order with thumbnails, and the pairs that training would use. `import`
+and `export` speak HuViDPO's `[{"video": ..., "score": ...}]`. `simulate` adds the scores of a stated rule
+(`judging.judge`) under the rater's name `simulated`: for trying things out where nobody can rate.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from huvidpo import video
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
+from huvidpo.errors import HuViDPOError
+from judging.report import report
+from preferences.clips import ClipEntry, file_sha256, read_clips
+from preferences.pairs import HOLDOUT, TIE, scores_by_clip
+from preferences.records import (
+    RATINGS_FILE,
+    SCORES,
+    PreferencesError,
+    Rating,
+    append,
+    read_huvidpo_json,
+    read_records,
+    write_huvidpo_json,
+)
+
+if TYPE_CHECKING:
+    from judging.judge import Judge
+
+SIMULATED = "simulated"  # the rater's name: no person
+
+
+def rating_of(folder: Path, clip: ClipEntry, rater: str, score: float) -> Rating:
+    """`rater`'s score 0..10 of a clip in `folder`."""
+    return Rating(
+        rater=rater,
+        category=clip.category,
+        clip=clip.video,
+        sha256=file_sha256(folder / clip.video),
+        prompt=clip.prompt,
+        seed=clip.seed,
+        lineage=clip.lineage,
+        score=score,
+    )
+
+
+def import_scores(folder: Path, scores: Sequence[tuple[str, float]], ratings: Path, rater: str) -> int:
+    """Add (video, score) pairs to `ratings`: videos of `folder` by path, or by file name if one alone has it.
+
+    Returns how many. Raises PreferencesError, before any is added, naming every video that is not in the
+    folder and every one that is scored twice.
+    """
+    clips = read_clips(folder)
+    found = [(_find(clips, name), name, score) for name, score in scores]
+    problems = [f"{name} is no clip of {folder}" for clip, name, _ in found if clip is None]
+    names = [clip.video for clip, _, _ in found if clip]
+    problems += [f"{name} is scored twice" for name in sorted(set(names)) if names.count(name) > 1]
+    if problems:
+        raise PreferencesError(f"{len(problems)} scores cannot be imported:\n  " + "\n  ".join(problems))
+    for clip, _, score in found:
+        if clip:
+            append(ratings, rating_of(folder, clip, rater, score))
+    return len(found)
+
+
+def _find(clips: Sequence[ClipEntry], name: str) -> ClipEntry | None:
+    exact = [clip for clip in clips if clip.video == name]
+    named = [clip for clip in clips if Path(clip.video).name == Path(name).name]
+    return exact[0] if exact else named[0] if len(named) == 1 else None
+
+
+def simulate(folder: Path, ratings: Path, judge: "Judge", noise: float, seed: int) -> int:
+    """Score every clip of `folder` by the rule of `judging.judge`; returns how many.
+
+    `noise`: standard deviation, in points of the scale 0..10, of what is added to each score.
+    """
+    from judging.judge import score_clip
+
+    clips = read_clips(folder)
+    rng = np.random.default_rng(seed)
+    for clip in tqdm(clips, desc="simulated ratings", unit="clip"):
+        frames, _ = video.decode(folder / clip.video)
+        score = score_clip(frames, clip.caption, judge) + noise * rng.standard_normal()
+        append(ratings, rating_of(folder, clip, SIMULATED, round(float(np.clip(score, *SCORES)), 2)))
+    return len(clips)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    args.ratings = args.ratings or args.clips / RATINGS_FILE
+    try:
+        print(args.run(args))
+    except HuViDPOError as error:
+        print(f"judging.ratings: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(args: argparse.Namespace) -> str:
+    out = args.out or args.clips / "report.html"
+    page, summary = report(args.clips, args.ratings, tie=args.tie, holdout=args.holdout, seed=args.seed)
+    out.write_text(page, encoding="utf-8")
+    return f"{summary}\n{out}"
+
+
+def _import(args: argparse.Namespace) -> str:
+    count = import_scores(args.clips, read_huvidpo_json(args.file), args.ratings, args.rater)
+    return f"{args.ratings}: {count} ratings of {args.rater} added"
+
+
+def _export(args: argparse.Namespace) -> str:
+    scores: Mapping[str, float] = scores_by_clip(read_records(args.ratings), args.rater)
+    if not scores:
+        raise PreferencesError(f"{args.ratings} holds no score" + (f" of {args.rater}" if args.rater else ""))
+    write_huvidpo_json(args.file, scores)
+    return f"{args.file}: {len(scores)} scores"
+
+
+def _simulate(args: argparse.Namespace) -> str:
+    # transformers takes seconds to import, and no other command needs it
+    from judging.judge import DEFAULT_MOTION, clip_folder, load_judge, measure_motion
+
+    model = load_catalog().model(args.model)
+    motion = measure_motion(args.like, model.defaults) if args.like else DEFAULT_MOTION
+    judge = load_judge(clip_folder(model, args.clip), motion)
+    count = simulate(args.clips, args.ratings, judge, args.noise, args.seed)
+    return f"{args.ratings}: {count} simulated ratings added; no person rated these clips"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m judging.ratings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], str], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help)
+        added.set_defaults(run=run)
+        added.add_argument("--clips", required=True, type=Path, help="folder with captions.jsonl")
+        added.add_argument("--ratings", type=Path, help="default: ratings.jsonl in the folder of the clips")
+        return added
+
+    added = command("report", _report, "counts, agreement, order and pairs as one HTML page")
+    added.add_argument("--out", type=Path, help="default: report.html in the folder of the clips")
+    added.add_argument("--tie", type=float, default=TIE, help=f"log-odds that count as a tie ({TIE})")
+    added.add_argument("--holdout", type=float, default=HOLDOUT, help=f"share of clips held out ({HOLDOUT})")
+    added.add_argument("--seed", type=int, default=0, help="of the hold-out (0)")
+    added = command("import", _import, "add scores from a HuViDPO JSON file")
+    added.add_argument("file", type=Path)
+    added.add_argument("--rater", default="imported", help="who gave them (imported)")
+    added = command("export", _export, "write mean scores as a HuViDPO JSON file")
+    added.add_argument("file", type=Path)
+    added.add_argument("--rater", help="one rater's scores alone")
+    added = command("simulate", _simulate, "add scores by a stated rule, as rater 'simulated'")
+    added.add_argument("--model", default=DEFAULT_MODEL, help=f"whose judge ({DEFAULT_MODEL})")
+    added.add_argument("--clip", type=Path, help="folder of a transformers CLIPModel; default: the model's")
+    added.add_argument("--like", type=Path, help="folder of real clips of the category: how much it moves")
+    added.add_argument("--noise", type=float, default=0.0, help="standard deviation added to a score (0)")
+    added.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What training and service share: folders of clips, rating records, pairs, and metrics of clips."""

@@ -1,0 +1,296 @@
+"""The seam, and the CPU backends behind it, against torch."""
+
+import dataclasses
+import inspect
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from family import SIZE
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from huvidpo.catalog import load_catalog
+from huvidpo.config import ClipRequest
+from huvidpo.engines import openvino as cpu_engines
+from huvidpo.engines.base import (
+    Engine,
+    FirstFrameEngine,
+    Place,
+    VideoEngine,
+    check_inputs,
+    place_modules,
+    prove,
+)
+from huvidpo.engines.manifest import Manifest, Port, hash_weights, size_of, write_manifest
+from huvidpo.errors import EngineError, InvalidRequest
+from huvidpo.loading import load_video_unet
+from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.unet import VideoUNet
+
+openvino = cpu_engines.import_openvino()
+CATEGORIES = ["horse", "smile", "guitar"]  # the random family has weights for the first alone
+CPU = Place("tiny", torch.device("cpu"), lines=1, frames=16, height=8, width=8, tokens=48)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, family: Path) -> Iterator[Path]:
+    """Engines go here, models come from the random family."""
+    folder = tmp_path_factory.mktemp("engines")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUVIDPO_ENGINES", str(folder))
+        patch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def video(cache: Path) -> VideoPipeline:
+    return VideoPipeline.from_catalog("tiny", categories=CATEGORIES, backend="auto")
+
+
+@pytest.fixture(scope="module")
+def eager(cache: Path) -> VideoPipeline:
+    return VideoPipeline.from_catalog("tiny", categories=CATEGORIES)
+
+
+@pytest.fixture
+def unet(cache: Path) -> VideoUNet:
+    return load_video_unet(load_catalog().model("tiny").video_unet, torch.float32).eval()
+
+
+def request(seed: int, category: str = "horse", **options: object) -> ClipRequest:
+    asked = ClipRequest("a white horse runs", category, seed)
+    small = {"steps": 3, "guidance": 2.0, "height": SIZE, "width": SIZE, "frames": 4, "corrections": "none"}
+    small |= {"first_frame_size": (SIZE, SIZE), "first_frame_steps": 3}
+    return dataclasses.replace(asked, options=asked.options.replace(**small | options))
+
+
+def latents(pipeline: VideoPipeline, *requests: ClipRequest) -> list[Tensor]:
+    images = [np.random.default_rng(r.seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8) for r in requests]
+    with torch.no_grad():
+        prepared = pipeline.prepare_latents(requests, pipeline.encode_first_frame(requests, images))
+        out = pipeline.denoise(requests, prepared, pipeline.encode_prompt(requests))
+    return [x for x in out if x is not None]
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+def test_auto_is_openvino_on_a_cpu(video: VideoPipeline) -> None:
+    assert video.backend == "openvino"
+    assert all(isinstance(unet, VideoEngine) for unet in video.unets.values())
+    assert video.unets["smile"] is video.unets["guitar"]  # both run on the base
+    assert video.unets["horse"] is not video.unets["smile"]
+
+
+def test_clip_is_that_of_torch_whatever_the_batch(video: VideoPipeline, eager: VideoPipeline) -> None:
+    one, other = request(1), request(2, guidance=1.5)
+    batch = latents(video, one, other)
+    for asked, got in zip((one, other), batch, strict=True):
+        close(got, latents(video, asked)[0])
+        close(got, latents(eager, asked)[0])
+
+
+def test_dropped_requests_leave_the_batch(video: VideoPipeline) -> None:
+    requests = [request(1), request(2)]
+    images = [np.zeros((SIZE, SIZE, 3), np.uint8)] * 2
+    first, second = video(requests, images, on_step=lambda step, total, x: [len(x) == 1, True][-len(x) :])
+    assert first is None
+    assert second is not None
+    (alone,) = video(requests[1:], images[1:])
+    assert alone is not None
+    assert np.abs(second.astype(int) - alone).max() <= 1
+
+
+def test_first_frame_is_that_of_torch(cache: Path) -> None:
+    pipelines = [FirstFramePipeline.from_catalog("tiny", backend=name) for name in ("torch", "openvino")]
+    assert isinstance(pipelines[1].pipe.unet, FirstFrameEngine)
+    for options in ({}, {"first_frame_guidance": 1.0, "first_frame_size": (SIZE, 2 * SIZE)}):
+        images = [pipeline([request(5, **options)])[0] for pipeline in pipelines]
+        assert images[0] is not None
+        assert images[1] is not None
+        assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+
+
+def test_graph_is_traced_once_and_holds_no_weights(
+    video: VideoPipeline, cache: Path, unet: VideoUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = (cache / "openvino").glob("video_unet-*/graph.bin")
+    weights = sum(tensor.numel() * 4 for tensor in unet.state_dict().values())
+    assert kept.stat().st_size < 0.05 * weights
+    monkeypatch.setattr(cpu_engines, "trace", lambda *_: pytest.fail("traced again"))
+    cpu_engines.openvino("video_unet", "horse", unet, CPU)
+
+
+def test_other_architectures_get_other_graphs(unet: VideoUNet) -> None:
+    config = dict(unet.config)
+    assert cpu_engines.architecture(config) == cpu_engines.architecture(config | {"_name_or_path": "x"})
+    assert cpu_engines.architecture(config) != cpu_engines.architecture(config | {"attention_mode": "first"})
+
+
+def test_only_the_latest_shapes_stay_compiled() -> None:
+    x = openvino.opset13.parameter([-1, 2], np.float32, name="x")
+    weight = openvino.opset13.parameter([2], np.float32, name="weight")
+    graph = openvino.Model([openvino.opset13.add(x, weight)], [x, weight], "addition")
+    graph.inputs[1].get_tensor().set_names({"weight"})
+    run = cpu_engines.OpenVINO(graph, {"weight": torch.tensor([1.0, 2.0])}, "f32")
+    for size in (1, 2, 1, *range(3, 2 + cpu_engines.KEPT_SHAPES)):
+        assert run(torch.zeros(size, 2)).tolist() == [[1.0, 2.0]] * size
+    assert len(run.requests) == cpu_engines.KEPT_SHAPES
+    kept = {rows for ((rows, _),) in run.requests}
+    assert 1 in kept  # it was used after 2
+    assert 2 not in kept
+
+
+def test_bfloat16(video: VideoPipeline, unet: VideoUNet) -> None:
+    half = torch.nn.Module.to(unet, torch.bfloat16)
+    prove("video_unet", cpu_engines.openvino("video_unet", "", half, CPU), half, CPU)
+
+
+def test_replaced_weights_come_back(unet: VideoUNet) -> None:
+    before = dict(unet.named_parameters())
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in unet.state_dict().items()}
+    inputs = torch.randn(1, 8, 2, 4, 4), torch.tensor([3.0]), torch.randn(1, 3, 32)
+    with torch.no_grad(), cpu_engines.replaced(unet, zeros):
+        assert unet(*inputs).abs().max() == 0
+    with pytest.raises(ValueError, match="zip"), cpu_engines.replaced(unet, zeros):
+        list(zip([0], [], strict=True))
+    after = dict(unet.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_engine_is_called_like_the_module(unet: VideoUNet) -> None:
+    ours = inspect.signature(VideoEngine.__call__).parameters
+    theirs = inspect.signature(VideoUNet.forward).parameters
+    assert list(ours) == list(theirs)
+    engine = VideoEngine(unet, lambda *inputs: inputs[2])
+    assert (engine.dtype, engine.device, engine.config) == (unet.dtype, unet.device, unet.config)
+    text, sample = torch.randn(2, 3, 32), torch.zeros(2, 8, 3, 4, 4)
+    assert engine(sample, 7, text) is text
+    kept = [(keys[[1]], values[[1]]) for keys, values in engine.project_text(text)]
+    close(engine(sample[:1], torch.tensor(7), None, text_kv=kept), text[1:])
+    with pytest.raises(ValueError, match="encoder_hidden_states"):
+        engine(sample, 7)
+
+
+def test_wrong_engine_is_refused(unet: VideoUNet) -> None:
+    for wrong in (torch.zeros_like, lambda x: torch.full_like(x, torch.nan)):
+        with pytest.raises(EngineError, match="differs from torch"):
+            prove("video_unet", lambda x, *_, wrong=wrong: wrong(x), unet, CPU)
+
+
+def test_auto_falls_back_and_says_why(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
+    cpu_engines.core.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        pipeline = VideoPipeline.from_catalog("tiny", categories=["horse"], backend="auto")
+    assert pipeline.backend == "torch"
+    assert isinstance(pipeline.unets["horse"], VideoUNet)
+    assert "torch serves instead of openvino" in caplog.text
+    assert "pip install openvino" in caplog.text
+    with pytest.raises(EngineError, match="pip install openvino"):
+        VideoPipeline.from_catalog("tiny", categories=["horse"], backend="openvino")
+
+
+def test_networks_that_memory_may_not_hold_are_left_to_torch(
+    cache: Path, unet: VideoUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * cpu_engines.KEPT_SHAPES * sum(tensor.numel() for tensor in unet.state_dict().values())
+    cpu_engines.check_memory([unet, unet], 2 * size)  # categories that share a network count once
+    with pytest.raises(EngineError, match="HUVIDPO_BACKEND=torch"):
+        cpu_engines.check_memory([unet], 2 * size - 2)
+    memory = cpu_engines.psutil.virtual_memory()._replace(available=1)
+    monkeypatch.setattr(cpu_engines.psutil, "virtual_memory", lambda: memory)
+    modules = {"video_unet": {"": unet}}
+    assert place_modules("auto", modules, CPU) == ("torch", modules)
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        ("tensorrt", "HUVIDPO_DEVICE=cuda"),
+        ("onnxruntime", "export.build --model tiny --backend onnxruntime"),
+        ("openvno", "allowed: auto, torch, onnxruntime, openvino, tensorrt"),
+    ],
+)
+def test_backend_that_cannot_be_had(cache: Path, unet: VideoUNet, backend: str, reason: str) -> None:
+    with pytest.raises(EngineError, match=reason):
+        place_modules(backend, {"video_unet": {"": unet}}, CPU)
+
+
+def test_half_precision_stays_with_torch(unet: VideoUNet) -> None:
+    half = torch.nn.Module.to(unet, torch.float16)
+    with pytest.raises(EngineError, match="HUVIDPO_DTYPE"):
+        place_modules("openvino", {"video_unet": {"": half}}, CPU)
+
+
+def test_shapes_are_checked_against_the_profile() -> None:
+    port = Port("sample", "float32", (1, 4, 2), (1, 4, 8), (2, 4, 16))
+    check_inputs([port], [torch.zeros(2, 4, 16)])
+    with pytest.raises(InvalidRequest, match="got 3 x 4 x 8, this engine takes 1 x 4 x 2 to 2 x 4 x 16"):
+        check_inputs([port], [torch.zeros(3, 4, 8)])
+    with pytest.raises(EngineError, match="HUVIDPO_DTYPE"):
+        check_inputs([port], [torch.zeros(1, 4, 8, dtype=torch.float16)])
+
+
+def test_openvino_reports_nothing_to_its_makers(video: VideoPipeline) -> None:
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__.endswith("telemetry_stub")
+
+
+def test_onnxruntime_runs_the_graph_of_these_weights(cache: Path, unet: VideoUNet) -> None:
+    double_graph(cache, unet)
+    run = cpu_engines.onnxruntime("video_unet", "horse", unet, CPU)
+    sample = torch.randn(1, 8, 3, 4, 4)
+    close(run(sample), 2 * sample)
+    with pytest.raises(InvalidRequest, match="sample"):
+        run(torch.randn(1, 8, 9, 4, 4))
+    with torch.no_grad():
+        next(unet.parameters()).add_(1)
+    with pytest.raises(EngineError, match="other weights"):
+        cpu_engines.onnxruntime("video_unet", "horse", unet, CPU)
+
+
+def double_graph(cache: Path, unet: VideoUNet) -> None:
+    """An engine that doubles its input, said to be made of `unet`."""
+    axes = ["batch", 8, "frames", "height", "width"]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("sample", "out")]
+    node = helper.make_node("Add", ["sample", "sample"], ["out"])
+    graph = helper.make_graph([node], "double", ports[:1], ports[1:])
+    shapes = (1, 8, 2, 4, 4), (1, 8, 4, 4, 4), (2, 8, 8, 8, 8)
+    manifest = Manifest(
+        network="video_unet",
+        model="tiny",
+        category="horse",
+        backend="onnxruntime",
+        tensorrt_version="",
+        compute_capabilities=(),
+        precision="float32",
+        inputs=(Port("sample", "float32", *shapes),),
+        outputs=(Port("out", "float32", *shapes),),
+        onnx_sha256="",
+        weights_sha256=hash_weights(unet.state_dict(), "float32"),
+    )
+    folder = cache / manifest.key()
+    folder.mkdir()
+    opset = [helper.make_opsetid("", 22)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), folder / "model.onnx")
+    (folder / "weights.safetensors").touch()
+    write_manifest(folder, dataclasses.replace(manifest, bytes=size_of(folder, manifest)))
+
+
+def test_every_engine_answers_what_pipelines_ask(video: VideoPipeline) -> None:
+    for engine in video.unets.values():
+        assert isinstance(engine, Engine)
+        assert engine.dtype is torch.float32
+        assert engine.config.in_channels == 8

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import pytest
+from clips import write_clip
+
+from huvidpo import video
+from judging.ratings import SIMULATED, main, rating_of
+from preferences.clips import ClipEntry, read_clips, write_clips
+from preferences.pairs import scores_by_clip
+from preferences.records import append, read_records
+
+CLIPS = 6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "horse"
+    (folder / "more").mkdir(parents=True)
+    entries = []
+    for i in range(CLIPS):
+        name = f"{'more/' if i == CLIPS - 1 else ''}{i}.mp4"
+        write_clip(folder / name, seed=i, frames=4, size=(32, 32))
+        entries.append(ClipEntry(video=name, caption=f"<b>horse</b> {i}", category="horse", seed=i))
+    write_clips(folder, entries)
+    return folder
+
+
+def write_scores(path: Path, scores: dict[str, float]) -> Path:
+    path.write_text(json.dumps([{"video": video, "score": score} for video, score in scores.items()]))
+    return path
+
+
+def test_scores_go_in_and_out(folder, tmp_path, capsys):
+    scores = {f"{i}.mp4": i * 1.5 for i in range(CLIPS)}  # the last one by its name alone
+    file = write_scores(tmp_path / "scores.json", scores)
+    assert main(["import", str(file), "--clips", str(folder), "--rater", "ann"]) == 0
+    records = read_records(folder / "ratings.jsonl")
+    assert [(r.rater, r.clip, r.score, r.seed, r.category) for r in records[-1:]] == [
+        ("ann", "more/5.mp4", 7.5, 5, "horse")
+    ]
+    assert (
+        main(["import", str(write_scores(file, {"0.mp4": 10})), "--clips", str(folder), "--rater", "bob"])
+        == 0
+    )
+    out = tmp_path / "out.json"
+    assert main(["export", str(out), "--clips", str(folder)]) == 0
+    exported = json.loads(out.read_text())  # best first
+    assert exported[0] == {"video": "more/5.mp4", "score": 7.5}
+    assert {"video": "0.mp4", "score": 5.0} in exported
+    assert main(["export", str(out), "--clips", str(folder), "--rater", "bob"]) == 0
+    assert json.loads(out.read_text()) == [{"video": "0.mp4", "score": 10.0}]
+    assert "out.json: 1 scores" in capsys.readouterr().out
+
+
+def test_scores_of_unknown_videos_are_refused_as_a_whole(folder, tmp_path, capsys):
+    file = write_scores(tmp_path / "scores.json", {"0.mp4": 1, "9.mp4": 2, "more/5.mp4": 3, "x/5.mp4": 4})
+    assert main(["import", str(file), "--clips", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "9.mp4 is no clip of" in error
+    assert "more/5.mp4 is scored twice" in error
+    assert not (folder / "ratings.jsonl").exists()
+
+
+def rate(folder: Path, rater: str, scores: list[float]) -> None:
+    for clip, score in zip(read_clips(folder), scores, strict=False):
+        append(folder / "ratings.jsonl", rating_of(folder, clip, rater, score))
+
+
+def test_report_shows_counts_agreement_order_and_pairs(folder, capsys):
+    rate(folder, "ann", [1, 2, 3, 4, 5])
+    rate(folder, "<i>bob</i>", [1, 1.5, 2, 2.5, 3])
+    assert main(["report", "--clips", str(folder), "--holdout", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "10 opinions on 5 clips" in out
+    assert "agreement 1.000" in out
+    assert "10 pairs to train on, 0 held out" in out
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 5
+    assert page.index("4.mp4") < page.index("3.mp4") < page.index("0.mp4"), "best first"
+    assert "<td>ann</td><td>5</td><td>3.00</td><td>1.41</td><td>0</td><td>0</td>" in page
+    assert "<i>" not in page
+    assert "<b>horse" not in page
+    assert "not a person" not in page
+
+
+def test_report_of_ratings_that_make_no_pairs_says_why(folder, tmp_path, capsys):
+    rate(folder, SIMULATED, [3])
+    assert main(["report", "--clips", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert "too few to hold out" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert "too few to hold out" in page
+    assert "not a person" in page
+    assert "takes two raters" in page
+
+
+def test_simulated_ratings_are_called_that_and_a_frozen_clip_scores_nothing(folder, tiny_family, capsys):
+    frozen = video.decode(folder / "3.mp4")[0][[0, 0, 0, 0]]
+    (folder / "3.mp4").write_bytes(video.encode(frozen, 8))
+    assert main(["simulate", "--clips", str(folder), "--model", "tiny"]) == 0
+    assert "6 simulated ratings added; no person rated these clips" in capsys.readouterr().out
+    records = read_records(folder / "ratings.jsonl")
+    assert {record.rater for record in records} == {"simulated"}
+    scores = {record.clip: record.score for record in records}
+    assert scores["3.mp4"] == 0
+    assert main(["simulate", "--clips", str(folder), "--noise", "2", "--seed", "1"]) == 0
+    noisy = scores_by_clip(read_records(folder / "ratings.jsonl"))
+    assert noisy != scores
+    assert all(0 <= score <= 10 for score in noisy.values())
+
+
+def test_mistakes_exit_with_2_and_say_what_is_wrong(folder, tmp_path, capsys):
+    assert main(["report", "--clips", str(folder)]) == 2
+    assert "holds no rating" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "out.json"), "--clips", str(folder)]) == 2
+    assert "holds no score" in capsys.readouterr().err
+    rate(folder, "ann", [1, 2, 3, 4, 5])
+    write_clip(folder / "2.mp4", seed=9, frames=4, size=(32, 32))
+    assert main(["report", "--clips", str(folder)]) == 2
+    assert "2.mp4 has changed since it was judged" in capsys.readouterr().err
+    with (folder / "ratings.jsonl").open("a") as stream:
+        stream.write("{\n")
+    assert main(["report", "--clips", str(folder)]) == 2
+    assert "line 6: not JSON" in capsys.readouterr().err

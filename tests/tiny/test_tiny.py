@@ -1,0 +1,119 @@
+"""The tiny family's world and trainers, at a few steps."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from tiny import autoencoder, clip, common, dataset, first_frame
+from tiny.autoencoder import Reconstruction, build, fold_normalisation
+from tiny.world import (
+    CATEGORIES,
+    COLOURS,
+    PLACES,
+    STYLES,
+    Scene,
+    caption,
+    random_scene,
+    render,
+)
+from training.loop import CHECKPOINT
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_clips_move_and_repeat(category: str, style: str) -> None:
+    scene = random_scene(np.random.default_rng(0), category, style)
+    clip_ = render(scene)
+    assert clip_.shape == (16, 64, 64, 3)
+    assert clip_.dtype == np.uint8
+    np.testing.assert_array_equal(clip_, render(scene))
+    assert np.abs(np.diff(clip_.astype(int), axis=0)).mean() > 1, "the clip stands still"
+
+
+def test_a_scene_shows_its_style_and_colour() -> None:
+    scene = Scene("helicopter", "pixel-art", "sea", "red", 1)
+    blocks = render(scene, 1)[0].reshape(32, 2, 32, 2, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all(), "pixel art is made of 2 x 2 blocks"
+    blue = render(dataclasses.replace(scene, colour="blue"), 1)[0].astype(int)
+    assert np.abs(blue - render(scene, 1)[0]).max() > 100
+
+
+def test_captions_name_the_scene() -> None:
+    assert (
+        caption(Scene("horse", "pixel-art", "mars", "white", 0))
+        == "a white horse runs on Mars, pixel art style"
+    )
+    rng = np.random.default_rng(0)
+    words = [caption(Scene("birds", "cartoon", "pink", "blue", 0), rng, drop=0.5) for _ in range(64)]
+    assert {True, False} == {"blue" in w for w in words} == {"cartoon" in w for w in words}
+
+
+def test_every_word_is_one_token_and_any_text_has_tokens() -> None:
+    tokenizer = clip.build_tokenizer()
+    places = " ".join(phrase for place in PLACES.values() for phrase in place.phrases)
+    for word in f"{places} {' '.join(COLOURS)} pixel art claymation realistic cartoon style".split():
+        assert tokenizer.tokenize(word) == [word.lower() + "</w>"]
+    ids = tokenizer("naïve 猫 🎆").input_ids
+    assert ids.count(tokenizer.eos_token_id) == 1, "an unknown character would end the text early"
+
+
+@pytest.fixture
+def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """128 stills and 128 short clips, with every folder of the trainers below `tmp_path`."""
+    monkeypatch.setattr(dataset, "FRAMES", 2)
+    for kind, count, frames in (("stills", 128, 1), ("clips", 64, 2), ("held_out", 8, 2)):
+        dataset.write_split(tmp_path, kind, count, frames)
+    for module in (autoencoder, clip, first_frame, common):
+        for name in ("DATA", "RUNS", "FAMILY"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, tmp_path)
+    monkeypatch.setattr(autoencoder, "FOLDER", tmp_path / "first_frame" / "vae")
+    monkeypatch.setattr(first_frame, "FOLDER", tmp_path / "first_frame")
+    return tmp_path
+
+
+def test_vae_learns_and_its_latents_are_normalised(small_data: Path) -> None:
+    torch.manual_seed(0)
+    clips, scenes = dataset.load_split(small_data, "clips")
+    assert len(scenes) == len(clips) == 64
+    vae = common.prepare(build())
+    pictures = common.to_unit(torch.from_numpy(clips[:8, 0].copy()))
+    task = Reconstruction(clips, pictures)
+    before = task.evaluate(vae.eval())["psnr_db"]
+    recipe = dataclasses.replace(autoencoder.RECIPE, steps=12, warmup_steps=2, sample_every=0, save_every=6)
+    assert common.fit("vae", vae, task, recipe)
+    assert task.evaluate(vae)["psnr_db"] > before
+    assert (small_data / "vae" / CHECKPOINT).exists()
+
+    with torch.no_grad():
+        out = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        fold_normalisation(vae, pictures)
+        posterior = vae.encode(pictures).latent_dist
+        torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(12), atol=1e-4, rtol=0)
+        torch.testing.assert_close(posterior.mean.std((0, 2, 3)), torch.ones(12), atol=1e-4, rtol=0)
+        torch.testing.assert_close(vae.decode(posterior.mean).sample, out, atol=1e-3, rtol=0)
+
+
+def test_clip_and_first_frame_train_and_write_a_pipeline(
+    small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "--steps", "2", "--threads", "1"])
+    clip.main()
+    build().save_pretrained(small_data / "first_frame" / "vae")
+    latents = np.random.default_rng(0).standard_normal((128, 12, 16, 16)).astype(np.float16)
+    np.save(small_data / "stills_latents.npy", latents)
+    monkeypatch.setattr("sys.argv", ["x", "--steps", "1", "--threads", "1"])
+    first_frame.main()
+    index = json.loads((small_data / "first_frame" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionXLPipeline"
+    assert index["force_zeros_for_empty_prompt"] is False
+    towers = first_frame.TextTowers()
+    hidden, pooled = towers(["a white horse runs", ""])
+    assert hidden.shape == (2, 48, 256)
+    assert pooled.shape == (2, 128)
+    assert isinstance(AutoencoderKL.from_pretrained(small_data / "first_frame" / "vae"), AutoencoderKL)

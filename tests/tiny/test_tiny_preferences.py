@@ -1,0 +1,103 @@
+"""The tiny family's preference loops: what they make and ask for. docs/new-category.md's test trains."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from huvidpo import video
+from huvidpo.checkpoint import read_metadata, save_tensors
+from huvidpo.pipeline import FirstFramePipeline
+from judging.judge import load_judge
+from preferences.clips import read_clips
+from preferences.pairs import make_pairs, rank
+from preferences.records import RATINGS_FILE, read_records
+from tiny import first_frame_preferences as pictures
+from tiny import preferences
+from tiny.common import FAMILY
+from tiny.world import FRAMES, SIZE, STYLES, random_scenes
+
+
+@pytest.fixture
+def loops(tmp_path, monkeypatch):
+    monkeypatch.setattr(preferences, "LOOPS", tmp_path)
+    return tmp_path
+
+
+def test_filmed_clips_are_of_every_style_and_made_once(loops):
+    preferences.film("rain")
+    folder = loops / "rain" / "filmed"
+    clips = read_clips(folder)
+    assert len(clips) == preferences.FILMED
+    assert {clip.style for clip in clips} == set(STYLES)
+    assert {clip.category for clip in clips} == {"rain"}
+    frames, _ = video.decode((folder / clips[0].video).read_bytes())
+    assert frames.shape == (FRAMES, SIZE, SIZE, 3)
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    preferences.film("rain")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+
+
+def test_every_command_is_one_that_its_module_takes(loops):
+    for module, *arguments in preferences.commands("horse").values():
+        importlib.import_module(module)._parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize(("status", "ships"), [(0, "merged"), (1, "stage 1")])
+def test_the_gate_decides_what_ships(loops, tmp_path, monkeypatch, status, ships):
+    """`judging.promote` copies what it accepts (here: its exit status); a refusal restores stage 1."""
+    stage1, family = tmp_path / "stage1", tmp_path / "family"
+    shipped = family / "categories" / "horse.safetensors"
+    for path, stage in ((stage1 / "horse.safetensors", "stage 1"), (shipped, "merged")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, {"x": torch.zeros(1)}, {"stage": stage})
+    monkeypatch.setattr(preferences, "STAGE1", stage1)
+    monkeypatch.setattr(preferences, "FAMILY", family)
+    monkeypatch.setattr(preferences, "run", lambda *args, **kwargs: status)
+    assert preferences.promote("horse") is (status == 0)
+    assert read_metadata(shipped)["stage"] == ships
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    if not (FAMILY / "clip" / "config.json").is_file():
+        pytest.skip("models/tiny is not there yet")
+    return FirstFramePipeline.from_catalog("tiny"), load_judge(FAMILY / "clip")
+
+
+def test_rated_pictures_make_pairs_of_one_prompt(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "RATED", tmp_path / "pictures")
+    monkeypatch.setattr(pictures, "PROMPTS", 4)
+    pictures.make_rated(*drawn)
+    clips = {clip.video: clip for clip in read_clips(pictures.RATED)}
+    assert len(clips) == 4 * (pictures.DRAWN + 1)
+    assert sum(clip.seed is None for clip in clips.values()) == 4  # rendered, not drawn
+    assert len({clip.caption for clip in clips.values()}) == 4
+    with Image.open(pictures.RATED / next(iter(clips))) as picture:
+        assert picture.size == (SIZE, SIZE)
+    records = read_records(pictures.RATED / RATINGS_FILE)
+    assert {record.rater for record in records} == {"simulated"}
+    assert all(0 <= record.score <= 10 for record in records)
+    pairs = make_pairs(rank(records), same_prompt=True).train
+    assert pairs
+    assert all(clips[pair.winner].caption == clips[pair.loser].caption for pair in pairs)
+
+
+def test_a_network_against_itself_wins_one_half_and_is_not_accepted(drawn, monkeypatch):
+    monkeypatch.setattr(pictures, "HELD_OUT", 2)
+    plain, judge = drawn
+    verdict = pictures.compare(plain, plain, judge)
+    assert verdict["win_rate"]["mean"] == 0.5
+    assert verdict["score_before"] == verdict["score_after"] > 1
+    assert verdict["accepted"] is False
+
+
+def test_the_rule_prefers_the_picture_of_its_caption(drawn):
+    plain, judge = drawn
+    horse, rain = (pictures.request_for(scene, 1) for scene in random_scenes(8, 1)[3::4])
+    assert (horse.category, rain.category) == ("horse", "rain")
+    picture = pictures.draw(plain, [horse])[0]
+    own, other = (pictures.score(judge, np.asarray(picture), pictures.caption_of(r)) for r in (horse, rain))
+    assert own > other

@@ -1,0 +1,56 @@
+"""Train the whole tiny family, step by step; finished steps are kept, a stopped step goes on where it was.
+
+    python -m tiny.build                  # everything; hours on two cores
+    python -m tiny.build --from video     # only the steps from `video` on
+
+Steps: world -> vae -> clip -> latents -> first_frame -> first_frame_preferences -> video (base) -> motion
+(per category) -> preferences (per category) -> evaluate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from tiny.common import DATA, RUNS, STAGE1
+from tiny.world import CATEGORIES
+
+MODULE = [sys.executable, "-m"]
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """The command lines of every step, in order."""
+    motion = [*MODULE, "training.motion", "--model", "tiny", "--resume"]
+
+    def out(category: str) -> list[str]:
+        return ["--out", f"{STAGE1}/{category}.safetensors"]
+
+    return {
+        "world": [[*MODULE, "tiny.dataset", "--out", str(DATA)]],
+        "vae": [[*MODULE, "tiny.autoencoder"]],
+        "clip": [[*MODULE, "tiny.clip"]],
+        "latents": [[*MODULE, "tiny.latents"]],
+        "first_frame": [[*MODULE, "tiny.first_frame"]],
+        "first_frame_preferences": [[*MODULE, "tiny.first_frame_preferences"]],
+        "video": [[*MODULE, "tiny.video"]],
+        "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
+        "preferences": [[*MODULE, "tiny.preferences"]],
+        "evaluate": [[*MODULE, "tiny.evaluate"]],
+    }
+
+
+def main() -> None:
+    steps = commands()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--from", dest="start", choices=list(steps), default="world")
+    args = parser.parse_args()
+    names = list(steps)
+    for name in names[names.index(args.start) :]:
+        for command in steps[name]:
+            print(f"== {name}: {' '.join(command[1:])}", flush=True)
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What the tiny family's trainers share: where things lie, the CPU recipe, the noise schedule."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from training.loop import Task, train
+from training.recipes import Recipe
+
+DATA = Path("runs/tiny/data")  # rendered by tiny.dataset
+RUNS = Path("runs/tiny")  # checkpoints; ignored by git
+STAGE1 = RUNS / "stage1"  # weights of the categories before their preferences
+FAMILY = Path("models/tiny")  # what ships
+
+
+def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> bool:
+    """Train all of `model` in runs/tiny/<name> and leave it with its averaged weights.
+
+    Goes on where the run stopped; returns whether it is complete. Precision is the task's own business: it
+    calls parts of models, which accelerate's autocast would not see.
+    """
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    trained = train(
+        model.train(),
+        task,
+        recipe,
+        RUNS / name,
+        accelerator=accelerator,
+        identity={"model": name},
+        resume=True,
+    )
+    model.load_state_dict(trained.weights)
+    model.eval()
+    return trained.step == recipe.steps
+
+
+def prepare(model: Any) -> Any:
+    """The fast CPU recipe: channels_last, GroupNorm in float32 under autocast, attention as plain matmuls."""
+    if isinstance(model, UNet2DConditionModel):
+        model.set_attn_processor(AttnProcessor())
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def mixed_precision() -> Iterator[None]:
+    """bf16 autocast; attention never as the fused CPU kernel, whose backward took half of a CLIP step."""
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def scheduler() -> DDIMScheduler:
+    """Of both diffusion models: v-prediction, zero terminal SNR, trailing timesteps (arXiv:2305.08891)."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] -> float [N, 3, H, W] in [-1, 1], channels_last."""
+    return (pixels.float() / 127.5 - 1).movedim(-1, -3)
+
+
+def parse_recipe(description: str, recipe: Recipe) -> Recipe:
+    """The command line every trainer has: --steps and --threads; sets torch's threads and seed."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=recipe.steps, help=f"optimiser steps ({recipe.steps})")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(recipe.seed)
+    return dataclasses.replace(recipe, steps=args.steps)

@@ -1,0 +1,80 @@
+"""Encode the rendered pictures once with the tiny VAE: float16 latents beside the pixels.
+
+    python -m tiny.latents
+
+Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
+(`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
+`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1, 16 clips each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from tiny.common import DATA, FAMILY, RUNS, mixed_precision, prepare, to_unit
+from tiny.dataset import load_split
+from tiny.world import CATEGORIES, Scene, caption
+
+
+@torch.no_grad()
+def encode_to(path: Path, pictures: np.ndarray, vae: AutoencoderKL) -> None:
+    """Latents of uint8 [N, (F,) 64, 64, 3] as float16 [N, 12, (F,) 16, 16]; a finished file is kept."""
+    if path.exists():
+        return
+    partial = path.with_suffix(".partial")
+    frames = pictures.shape[1] if pictures.ndim == 5 else 1
+    shape = (len(pictures), 12, frames, 16, 16)
+    store = np.lib.format.open_memmap(
+        partial, mode="w+", dtype=np.float16, shape=shape if pictures.ndim == 5 else shape[:2] + shape[3:]
+    )
+    batch = 128 // frames
+    for start in tqdm(range(0, len(pictures), batch), desc=path.stem, mininterval=5):
+        block = to_unit(torch.from_numpy(pictures[start : start + batch]))
+        flat = block.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        with mixed_precision():
+            mean = vae.encode(flat).latent_dist.mean
+        if frames > 1:
+            mean = mean.unflatten(0, (-1, frames)).transpose(1, 2)
+        store[start : start + batch] = mean.float().numpy()
+    store.flush()
+    partial.rename(path)
+
+
+def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: AutoencoderKL) -> None:
+    """A latent store as `training.data` reads it. Some captions lose words, as the prompts of people do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    encode_to(folder / "latents.npy", clips, vae)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base-clips", type=int, default=3072, help="clips of all categories for the base")
+    parser.add_argument("--motion-clips", type=int, default=16, help="clips of each category for stage 1")
+    parser.add_argument("--only", choices=("stills", "base", "motion"))
+    args = parser.parse_args()
+    vae = prepare(AutoencoderKL.from_pretrained(FAMILY / "first_frame" / "vae", torch_dtype=torch.float32))
+    vae.eval()
+    if args.only in (None, "stills"):
+        encode_to(DATA / "stills_latents.npy", load_split(DATA, "stills")[0], vae)
+    clips, scenes = load_split(DATA, "clips")
+    if args.only in (None, "base"):
+        write_store(DATA / "clips_latents", clips[: args.base_clips], scenes[: args.base_clips], vae)
+    if args.only in (None, "motion"):
+        rest = range(args.base_clips, len(scenes))  # clips the base has not seen
+        for category in CATEGORIES:
+            chosen = [i for i in rest if scenes[i].category == category][: args.motion_clips]
+            write_store(RUNS / "motion" / category, clips[chosen], [scenes[i] for i in chosen], vae)
+
+
+if __name__ == "__main__":
+    main()
