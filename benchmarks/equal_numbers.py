@@ -50,7 +50,7 @@ def write_rated(folder: Path, suffix: str) -> Path:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         ratings.append(
             {"rater": "made up", "category": "horse", "clip": path.name, "sha256": digest}
-            | {"prompt": caption, "score": score, "kind": "rating"}
+            | {"prompt": caption, "score": score, "kind": "rating", "seed": i}
         )
     for name, rows in {"captions.jsonl": captions, "ratings.jsonl": ratings}.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

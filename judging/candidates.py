@@ -9,8 +9,8 @@ OUT receives the videos, `captions.jsonl` (preferences.clips says what is in a l
 weights included) and `contact_sheet.png`. A prompt is used for `--seeds-per-prompt` clips in one style, so
 that there are clips of the same prompt to choose between; prompts and styles change together. Without
 `--prompts` the tiny family is asked for scenes of the world it was trained on, any other for its category's
-motion in various places. `--first-frames` is a folder of pictures, or of videos, whose first frames to start from in turn, for
-a subject that the first-frame model cannot draw.
+motion in various places. `--first-frames` is a folder of pictures, or of videos, whose first
+frames to start from in turn, for a subject that the first-frame model cannot draw.
 """
 
 import argparse
