@@ -24,11 +24,12 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+STAGE1 = ROOT / "models" / "tiny" / "categories" / "waterfall.safetensors"
 STEPS = 20
 SCORES = (9.0, 7.5, 6.0, 4.0, 2.5, 1.0)
 RUNS = {
     "motion": ("training.motion", "gif", ["--category", "horse"]),
-    "dpo": ("training.dpo", "gif", ["--category", "horse"]),
+    "dpo": ("training.dpo", "gif", ["--category", "horse", "--stage1", str(STAGE1)]),
     "dpo of pictures": ("training.dpo_image", "png", []),
 }
 SETTINGS = ("precision=fp32", "log_every=1", "sample_every=20", "save_every=20")
