@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -52,6 +55,45 @@ def test_mp4_is_what_browsers_play() -> None:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert (stream.frames, stream.average_rate) == (16, 8)
+
+
+# Encodes waves of several sizes, each twice from two threads, and prints what differs and all digests.
+ENCODE_ALL = """
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from huvidpo.video import FORMATS, encode
+
+def digest(job):
+    (height, width), format = job
+    y, x, t = np.mgrid[:height, :width, :16]
+    waves = np.stack([np.sin(x / 7 + t / 3), np.cos(y / 5 + t / 4), np.sin((x + y) / 9 - t / 5)], axis=-1)
+    frames = np.ascontiguousarray(np.moveaxis(127 + 100 * waves, 2, 0).astype(np.uint8))
+    return hashlib.sha256(encode(frames, 8, format)).hexdigest()
+
+sizes = [(64, 64), (50, 70), (96, 96), (18, 34), (130, 162)]
+jobs = [(size, format) for size in sizes for format in FORMATS]
+with ThreadPoolExecutor(2) as pool:
+    first, again = list(pool.map(digest, jobs)), list(pool.map(digest, jobs))
+print([job for job, a, b in zip(jobs, first, again) if a != b], first)
+"""
+
+
+def test_same_frames_give_same_bytes() -> None:
+    """In fresh processes, whose new memory glibc fills with another byte in each."""
+    answers = set()
+    for filling in ("0", "85", "170"):
+        done = subprocess.run(
+            [sys.executable, "-c", ENCODE_ALL],
+            env=os.environ | {"MALLOC_PERTURB_": filling},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        answers.add(done.stdout)
+    assert len(answers) == 1
+    assert answers.pop().startswith("[] [")
 
 
 @pytest.mark.parametrize("fps", [8, 12.5, 29.97])
