@@ -28,8 +28,8 @@ STAGE1 = ROOT / "models" / "tiny" / "categories" / "waterfall.safetensors"
 STEPS = 20
 SCORES = (9.0, 7.5, 6.0, 4.0, 2.5, 1.0)
 RUNS = {
-    "motion": ("training.motion", "gif", ["--category", "horse"]),
-    "dpo": ("training.dpo", "gif", ["--category", "horse", "--stage1", str(STAGE1)]),
+    "motion": ("training.motion", "gif", ["--category", "waterfall"]),
+    "dpo": ("training.dpo", "gif", ["--category", "waterfall", "--stage1", str(STAGE1)]),
     "dpo of pictures": ("training.dpo_image", "png", []),
 }
 SETTINGS = ("precision=fp32", "log_every=1", "sample_every=20", "save_every=20")
@@ -46,12 +46,13 @@ def write_rated(folder: Path, suffix: str) -> Path:
         first, *others = [Image.fromarray(frame) for frame in frames]
         path = folder / f"{i:04d}.{suffix}"
         first.save(path, **({"save_all": True, "append_images": others, "duration": 120} if others else {}))
-        caption = ("a horse runs", "a white horse runs on mars")[i % 2]
-        captions.append({"video": path.name, "caption": caption, "category": "horse", "seed": i})
+        caption = ("waterfall", "waterfall at night")[i % 2]
+        captions.append({"video": path.name, "caption": caption, "category": "waterfall", "seed": i})
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         ratings.append(
-            {"rater": "made up", "category": "horse", "clip": path.name, "sha256": digest}
-            | {"prompt": caption, "score": score, "kind": "rating", "seed": i}
+            {"rater": "made up", "category": "waterfall", "clip": path.name, "sha256": digest}
+            | {"prompt": caption, "score": score, "kind": "rating", "id": f"{i:032x}"}
+            | {"time": "2026-01-01T00:00:00+00:00", "seed": i, "criteria": None, "lineage": {}}
         )
     for name, rows in {"captions.jsonl": captions, "ratings.jsonl": ratings}.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
