@@ -1,6 +1,6 @@
 # docker build -t huvidpo .                                   CUDA, used when the container sees a GPU (--gpus all)
 # docker build -t huvidpo --build-arg PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" .   CPU only
-# docker run -p 3000:3000 huvidpo
+# docker run -p 3000:3000 -p 3001:3001 huvidpo
 # Separate pods and their environment variables: service/entrypoint.sh
 FROM python:3.11-slim
 
@@ -24,7 +24,7 @@ ENV BENTOML_DO_NOT_TRACK=True \
     BENTOML_HOST=0.0.0.0 \
     BENTOML_PORT=3000 \
     PYTHONUNBUFFERED=1
-EXPOSE 3000
+EXPOSE 3000 3001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/readyz', timeout=4)"]
 ENTRYPOINT ["./service/entrypoint.sh"]

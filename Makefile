@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export BENTOML_DO_NOT_TRACK = True
 
-.PHONY: help setup serve train test check format bench tiny lock
+.PHONY: help setup serve train test check format bench tiny lock protos
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -38,6 +38,9 @@ tiny: $(VENV)/dev.done  ## train the whole built-in family; hours on two cores, 
 
 lock:  ## write requirements/*.txt anew from pyproject.toml
 	$(PYTHON) requirements/lock.py
+
+protos: $(VENV)/dev.done  ## generate the gRPC code anew from service/protos
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/protos/*.proto
 
 $(VENV)/serve.done: requirements/serve.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

@@ -65,23 +65,24 @@ class Row:
 
     error: type[Exception]
     status: int  # HTTP
+    grpc: str  # name of a grpc.StatusCode; runners do not load gRPC
     code: str  # what programs read; also what travels between gateway and runner
 
 
 # Most special first: the first row whose class fits wins.
 TABLE = (
-    Row(MalformedBody, 400, "malformed_body"),
-    Row(InvalidRequest, 422, "invalid_request"),
-    Row(Forbidden, 403, "forbidden"),
-    Row(NotFound, 404, "not_found"),
-    Row(TooLarge, 413, "body_too_large"),
-    Row(WrongMediaType, 415, "unsupported_media_type"),
-    Row(QueueFull, 429, "queue_full"),
-    Row(Cancelled, 499, "cancelled"),
-    Row(Unavailable, 503, "unavailable"),
-    Row(TimedOut, 504, "timeout"),
+    Row(MalformedBody, 400, "INVALID_ARGUMENT", "malformed_body"),
+    Row(InvalidRequest, 422, "INVALID_ARGUMENT", "invalid_request"),
+    Row(Forbidden, 403, "PERMISSION_DENIED", "forbidden"),
+    Row(NotFound, 404, "NOT_FOUND", "not_found"),
+    Row(TooLarge, 413, "OUT_OF_RANGE", "body_too_large"),
+    Row(WrongMediaType, 415, "INVALID_ARGUMENT", "unsupported_media_type"),
+    Row(QueueFull, 429, "RESOURCE_EXHAUSTED", "queue_full"),
+    Row(Cancelled, 499, "CANCELLED", "cancelled"),
+    Row(Unavailable, 503, "UNAVAILABLE", "unavailable"),
+    Row(TimedOut, 504, "DEADLINE_EXCEEDED", "timeout"),
 )
-INTERNAL = Row(Exception, 500, "internal")
+INTERNAL = Row(Exception, 500, "INTERNAL", "internal")
 INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in the server's log"
 
 # Answers made by the web framework carry only a status; these are their codes.

@@ -40,6 +40,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Queued:
+    """The runner of `stage` ("first_frame" or "video") has the request in its queue."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """`step` of `total` denoising steps of `stage` ("first_frame" or "video") are done."""
 
@@ -63,7 +70,7 @@ class Finished:
     backends: dict[str, str]
 
 
-Event = Started | Progress | Finished
+Event = Started | Queued | Progress | Finished
 
 
 @dataclass
@@ -83,7 +90,8 @@ class Generation:
     in_flight: int = field(default=0, init=False)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Started, Progress..., Finished. Closing the generator cancels the work within one denoising step.
+        """Started, Queued and Progress of each stage, Finished. Closing the generator cancels the work within
+        one denoising step.
 
         Raises InvalidRequest, QueueFull, Unavailable, TimedOut; anything else is a fault of ours.
         """
@@ -134,13 +142,13 @@ class Generation:
         else:
             async with aclosing(self._run("first_frame", self.first_frame, job, deadline, made)) as events:
                 async for event in events:
-                    if isinstance(event, Progress):
+                    if isinstance(event, Queued | Progress):
                         yield event
                     else:
                         job.first_frame = event
         async with aclosing(self._run("video", self.video, job, deadline, made)) as events:
             async for event in events:
-                if isinstance(event, Progress):
+                if isinstance(event, Queued | Progress):
                     yield event
                 else:
                     data = base64.b64decode(event)
@@ -181,11 +189,13 @@ class Generation:
 
     async def _run(
         self, stage: str, runner: Runner, job: RunnerJob, deadline: float, made: "_Made"
-    ) -> AsyncGenerator[Progress | str, None]:
-        """Progress of one stage, then its result in base64; adds its seconds and backend to `made`."""
+    ) -> AsyncGenerator[Queued | Progress | str, None]:
+        """Queued and Progress of one stage, then its result in base64; seconds and backend go to `made`."""
         async with aclosing(_until(runner(job), deadline, self.settings.request_timeout)) as lines:
             async for line in lines:
-                if line["event"] == "step":
+                if line["event"] == "queued":
+                    yield Queued(stage)
+                elif line["event"] == "step":
                     yield Progress(stage, line["step"], line["total"])
                 elif line["event"] == "error":
                     raise from_dict(line)

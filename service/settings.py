@@ -28,6 +28,8 @@ class Settings:
     max_image_megapixels: int = 16  # largest uploaded first frame in millions of pixels, 1..200
     request_timeout: int = 600  # seconds until a request is given up with 504, 1..86400
     accept_timeout: int = 15  # seconds a runner has to accept a job before 503, 1..600
+    grpc_port: int = 3001  # where gRPC is answered, 1..65535; 0: nowhere
+    grpc_host: str = "127.0.0.1"  # address gRPC is bound to; unless given, what BENTOML_HOST says
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class Settings:
         }
         for name in given.keys() & _RANGES.keys():
             given[name] = _whole(name, given[name])
+        given.setdefault("grpc_host", env.get("BENTOML_HOST", "127.0.0.1"))
         return cls(**given)
 
 
@@ -62,6 +65,7 @@ _RANGES = {
     "max_image_megapixels": (1, 200),
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
+    "grpc_port": (0, 65_535),
 }
 
 

@@ -28,7 +28,7 @@ class Server:
     """`bentoml serve` without arguments: it has to find everything by itself."""
 
     def __init__(self, folder: Path, **env: str):
-        port = free_port()
+        port, self.grpc_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "serve.log"
         own = {
@@ -38,6 +38,7 @@ class Server:
         }
         own |= {
             "BENTOML_PORT": str(port),
+            "HUVIDPO_GRPC_PORT": str(self.grpc_port),
             "OMP_NUM_THREADS": "1",
             "HUVIDPO_THREADS": "1",
             "HF_HUB_OFFLINE": "1",

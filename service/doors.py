@@ -1,0 +1,53 @@
+"""The doors beside BentoML's routes that live as long as the gateway's process does.
+
+They start once BentoML has made the gateway and its runners' clients (not before: `bentoml.on_startup` comes
+too early), and stop before it takes them down.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from service.generation import Generation
+from service.http import App, Message, Receive, Scope, Send
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.grpc_server import GrpcServer
+
+GRACE = 20.0  # seconds that calls have to finish at shutdown
+
+
+class Doors:
+    """ASGI: `app`, whose lifespan also starts and stops the doors. `core` is called when `app` has started."""
+
+    def __init__(self, app: App, settings: Settings, core: Callable[[], Generation]):
+        self.app, self.settings, self._core = app, settings, core
+        self._grpc: GrpcServer | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._stop()
+            return message
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await self._start()
+            await send(message)
+
+        await self.app(scope, received, sent)
+
+    async def _start(self) -> None:
+        from service import grpc_server
+
+        if self.settings.grpc_port:
+            self._grpc = await grpc_server.start(self._core(), self.settings)
+
+    async def _stop(self) -> None:
+        if self._grpc:
+            await self._grpc.stop(GRACE)

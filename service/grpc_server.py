@@ -1,0 +1,159 @@
+"""The gRPC door: huvidpo.v1.VideoGeneration over the same core as HTTP, with standard health and reflection.
+
+`service/protos/video_generation.proto` is the contract. A call that is cancelled, or past its deadline, has
+its task cancelled by grpc.aio; that closes the core's generator, and so stops the runner within a step.
+"""
+
+import base64
+import json
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.errors import INTERNAL, row_of, to_dict
+from service.generation import Event, Finished, Generation, Progress, Queued, Started
+from service.metrics import REQUESTS
+from service.protos import video_generation_pb2 as messages
+from service.protos import video_generation_pb2_grpc as stubs
+from service.schemas import GenerateRequest, parse
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+Context: TypeAlias = grpc.aio.ServicerContext
+SERVICE = messages.DESCRIPTOR.services_by_name["VideoGeneration"].full_name
+CHUNK = 256 * 1024  # bytes of a clip in one message: far below the 4 MiB that clients accept by default
+DOMAIN = "huvidpo"  # of ErrorInfo
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+async def start(core: Generation, settings: Settings) -> "GrpcServer":
+    """A running server on the settings' host and port. Raises RuntimeError when the port is taken."""
+    options = [
+        ("grpc.max_receive_message_length", settings.max_body_mib * 2**20),
+        ("grpc.so_reuseport", 0),  # a second server on this port would silently take half of the calls
+    ]
+    server = grpc.aio.server(options=options)
+    stubs.add_VideoGenerationServicer_to_server(VideoGeneration(core), server)
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = f"{settings.grpc_host}:{settings.grpc_port}"
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise RuntimeError(f"gRPC: {address} is taken, set HUVIDPO_GRPC_PORT (0: no gRPC)") from error
+    await server.start()
+    for name in ("", SERVICE):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    logger.info("gRPC listens on %s", address)
+    return GrpcServer(server, status)
+
+
+class GrpcServer:
+    def __init__(self, server: grpc.aio.Server, status: health.aio.HealthServicer):
+        self._server, self._status = server, status
+
+    async def stop(self, grace: float) -> None:
+        """Health says NOT_SERVING, no call is accepted; those running have `grace` seconds to finish."""
+        await self._status.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+
+class VideoGeneration(stubs.VideoGenerationServicer):
+    def __init__(self, core: Generation):
+        self.core = core
+
+    async def Generate(
+        self, request: messages.GenerateRequest, context: Context
+    ) -> AsyncIterator[messages.GenerateEvent]:
+        async with _answering(context), aclosing(self.core.generate(read(request))) as events:
+            async for event in events:
+                for message in messages_of(event):
+                    yield message
+
+
+def read(request: messages.GenerateRequest) -> GenerateRequest:
+    """The request as every door has it, by the same rules as a JSON body. Raises BadFields."""
+    fields: dict[str, Any] = {field.name: value for field, value in request.ListFields()}
+    if "first_frame" in fields:
+        fields["first_frame"] = base64.b64encode(request.first_frame).decode("ascii")
+    try:
+        return parse(GenerateRequest, json.dumps(fields).encode())
+    except Exception as error:
+        REQUESTS.labels(row_of(error).code, "unknown").inc()
+        raise
+
+
+def messages_of(event: Event) -> Iterator[messages.GenerateEvent]:
+    """An event of the core as it is sent: one message, or for the clip its header and chunks."""
+    if isinstance(event, Started):
+        accepted = messages.Accepted(model=event.model, seed=event.request.seed)
+        yield messages.GenerateEvent(accepted=accepted)
+    elif isinstance(event, Queued):
+        yield messages.GenerateEvent(queued=messages.Queued(stage=event.stage))
+    elif isinstance(event, Progress):
+        progress = messages.Progress(stage=event.stage, step=event.step, total=event.total)
+        yield messages.GenerateEvent(progress=progress)
+    elif isinstance(event, Finished):
+        clip = messages.Clip(
+            media_type=event.media_type,
+            size=len(event.data),
+            seed=event.seed,
+            model=event.model,
+            seconds=event.seconds,
+            backends=event.backends,
+        )
+        yield messages.GenerateEvent(clip=clip)
+        for start in range(0, len(event.data), CHUNK):
+            yield messages.GenerateEvent(chunk=event.data[start : start + CHUNK])
+
+
+@asynccontextmanager
+async def _answering(context: Context) -> AsyncGenerator[str, None]:
+    """Around every method: the request id, and exceptions as statuses. The text of our faults stays here."""
+    asked = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+    request_id = asked if _REQUEST_ID.fullmatch(str(asked)) else uuid.uuid4().hex
+    await context.send_initial_metadata((("x-request-id", request_id),))
+    try:
+        yield request_id
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        if row_of(error) is INTERNAL:
+            logger.exception("request %s failed", request_id)
+        status = status_of(error, request_id)
+        details = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(grpc.StatusCode[row_of(error).grpc], status.message, details)
+
+
+def status_of(error: Exception, request_id: str) -> status_pb2.Status:
+    """google.rpc.Status of any exception, with the details that the proto file promises."""
+    row, problem = row_of(error), to_dict(error)
+    info = error_details_pb2.ErrorInfo(reason=row.code, domain=DOMAIN, metadata={"request_id": request_id})
+    details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
+    if fields := problem.get("details") or ([problem] if "field" in problem else []):
+        Violation = error_details_pb2.BadRequest.FieldViolation
+        wrong = [Violation(field=one["field"], description=one["message"]) for one in fields]
+        details.append(error_details_pb2.BadRequest(field_violations=wrong))
+    if "retry_after" in problem:
+        delay = Duration(seconds=problem["retry_after"])
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    code = grpc.StatusCode[row.grpc].value[0]
+    return status_pb2.Status(code=code, message=problem["message"], details=map(_packed, details))
+
+
+def _packed(detail: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed

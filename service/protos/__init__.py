@@ -1,0 +1,1 @@
+"""The gRPC contract, and what `make protos` generates from it."""
