@@ -18,7 +18,7 @@ GRACE = 20.0  # seconds that calls have to finish at shutdown
 
 
 class Doors:
-    """ASGI: `app`, whose lifespan also starts and stops the doors. `core` is called when `app` has started."""
+    """ASGI: `app`, whose lifespan starts and stops the doors too. `core` is called when `app` has started."""
 
     def __init__(self, app: App, settings: Settings, core: Callable[[], Generation]):
         self.app, self.settings, self._core = app, settings, core
