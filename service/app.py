@@ -9,10 +9,12 @@ BentoML 1.4.39:
 - no `batchable` API: the built-in batcher mis-models long jobs, batching.py is used instead;
 - the runner API is an async generator: the only kind that is cancelled when the gateway hangs up (remote.py);
 - workers=1: in a container a dead worker is not replaced; when it is the only one, its process ends and the
-  orchestrator starts a new one.
+  orchestrator starts a new one;
+- on_deployment: SIGTERM reaches all processes at once unless told otherwise (drain.py).
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -29,6 +31,9 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+# Before torch is imported: threads that wait for work would spin on the cores that the other runner needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's OpenMP, which torch brings
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # milliseconds; LLVM's and Intel's
 SETTINGS = Settings.from_env()
 READY_SECONDS = 2.0  # time a runner has to say that it is ready
 RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG in base64 is 3 MB
@@ -149,6 +154,18 @@ class Gateway:
         # hashing gigabytes takes a while: nobody waits for it
         Thread(target=lineage.publish, args=(catalog, SETTINGS.model), daemon=True).start()
 
+    @bentoml.on_deployment
+    def deploy() -> None:  # in the process that starts the others
+        from service import drain
+
+        drain.gateway_first()
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        from service import drain
+
+        drain.install(self.core, SETTINGS.drain_seconds)
+
     @bentoml.api(input_spec=GenerateBody)
     async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:
         """Makes a clip. X-Seed, X-Model, X-Backend, X-Request-Id and Server-Timing tell how it was made."""
@@ -159,7 +176,7 @@ class Gateway:
     async def __is_ready__(self) -> bool:
         from service import remote
 
-        return all(
+        return not self.core.draining and all(
             await asyncio.gather(
                 *(remote.is_ready(runner, READY_SECONDS) for runner in (self.first_frame, self.video))
             )

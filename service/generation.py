@@ -5,8 +5,8 @@ limits, metrics and errors are settled here, so nothing in this file knows of th
 import asyncio
 import base64
 import dataclasses
+import math
 import secrets
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,10 +16,12 @@ from huvidpo.catalog import Catalog
 from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
 from huvidpo.errors import InvalidRequest
 from service import metrics
-from service.errors import QueueFull, TimedOut, from_dict, row_of
+from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
 from service.schemas import MEDIA_TYPES, GenerateRequest, RunnerJob
 from service.settings import Settings
+
+LEAVING = "the service is shutting down, try again in a few seconds"
 
 
 class Runner(Protocol):
@@ -88,6 +90,17 @@ class Generation:
     first_frame: Runner
     video: Runner
     in_flight: int = field(default=0, init=False)
+    draining: bool = field(default=False, init=False)
+    _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for
+    _end: float = field(default=math.inf, init=False)  # loop time, of the drain
+
+    def drain(self, seconds: float) -> None:
+        """Admits nothing more; what is in flight after `seconds` raises Unavailable. For the event loop."""
+        self.draining = True
+        self._end = asyncio.get_running_loop().time() + seconds
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(min(self._end, limit.when() or math.inf))
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Started, Queued and Progress of each stage, Finished. Closing the generator cancels the work within
@@ -114,6 +127,8 @@ class Generation:
             metrics.REQUESTS.labels(outcome, category).inc()
 
     def _enter(self) -> None:
+        if self.draining:
+            raise Unavailable(LEAVING)
         if self.in_flight >= self.settings.max_in_flight:
             raise QueueFull(f"{self.in_flight} requests are being worked on, try again in a few seconds", 5)
         self.in_flight += 1
@@ -124,7 +139,7 @@ class Generation:
         metrics.IN_FLIGHT.dec()
 
     async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        deadline = time.monotonic() + self.settings.request_timeout
+        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
         clip = self.plan(request)
         yield Started(clip, self.settings.model)
         job = RunnerJob(
@@ -191,7 +206,7 @@ class Generation:
         self, stage: str, runner: Runner, job: RunnerJob, deadline: float, made: "_Made"
     ) -> AsyncGenerator[Queued | Progress | str, None]:
         """Queued and Progress of one stage, then its result in base64; seconds and backend go to `made`."""
-        async with aclosing(_until(runner(job), deadline, self.settings.request_timeout)) as lines:
+        async with aclosing(self._until(runner(job), deadline)) as lines:
             async for line in lines:
                 if line["event"] == "queued":
                     yield Queued(stage)
@@ -208,18 +223,27 @@ class Generation:
                     return
         raise RuntimeError(f"the {stage} runner ended without a result")
 
-
-async def _until(
-    lines: AsyncGenerator[dict[str, Any], None], deadline: float, limit: int
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The lines as they come. Raises TimedOut when the next one is late for `deadline` (time.monotonic)."""
-    async with aclosing(lines):
-        while True:
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    line = await anext(lines)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise TimedOut(f"not ready after {limit} seconds; ask for fewer steps or frames") from None
-            yield line
+    async def _until(
+        self, lines: AsyncGenerator[dict[str, Any], None], deadline: float
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The lines as they come. Raises TimedOut when the next one is late for `deadline` (the loop's time),
+        Unavailable when it is late for the end of the drain.
+        """
+        async with aclosing(lines):
+            while True:
+                limit = asyncio.timeout_at(min(deadline, self._end))
+                self._limits.add(limit)
+                try:
+                    async with limit:
+                        line = await anext(lines)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    if asyncio.get_running_loop().time() >= self._end:
+                        raise Unavailable(LEAVING) from None
+                    seconds = self.settings.request_timeout
+                    late = f"not ready after {seconds} seconds; ask for fewer steps or frames"
+                    raise TimedOut(late) from None
+                finally:
+                    self._limits.discard(limit)
+                yield line

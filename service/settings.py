@@ -30,6 +30,7 @@ class Settings:
     accept_timeout: int = 15  # seconds a runner has to accept a job before 503, 1..600
     grpc_port: int = 3001  # where gRPC is answered, 1..65535; 0: nowhere
     grpc_host: str = "127.0.0.1"  # address gRPC is bound to; unless given, what BENTOML_HOST says
+    drain_seconds: int = 60  # on SIGTERM, seconds that accepted requests have to finish, 0..86400
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -66,6 +67,7 @@ _RANGES = {
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
     "grpc_port": (0, 65_535),
+    "drain_seconds": (0, 86_400),
 }
 
 

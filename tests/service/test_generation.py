@@ -240,3 +240,34 @@ def test_a_stopped_runner_is_unavailable(rig):
     rig.batchers["video"].close()
     with pytest.raises(Unavailable):
         asyncio.run(rig.events())
+
+
+def test_draining_finishes_what_is_in_flight_and_admits_nothing(rig):
+    rig.painters["first_frame"].permits = threading.Semaphore(0)
+
+    async def main():
+        accepted = asyncio.ensure_future(rig.events(steps=1))
+        while not rig.painters["first_frame"].seen:
+            await asyncio.sleep(0.005)
+        rig.core.drain(30)
+        with pytest.raises(Unavailable):
+            await rig.events()
+        rig.painters["first_frame"].permits.release(1000)
+        return await accepted
+
+    assert isinstance(asyncio.run(main())[-1], Finished)
+    assert rig.core.in_flight == 0
+
+
+def test_what_the_drain_has_no_time_for_is_told(rig):
+    rig.painters["video"].permits = threading.Semaphore(0)
+
+    async def main():
+        accepted = asyncio.ensure_future(rig.events(steps=1))
+        while not rig.painters["video"].seen:
+            await asyncio.sleep(0.005)
+        rig.core.drain(0)
+        await accepted
+
+    with pytest.raises(Unavailable):
+        asyncio.run(main())

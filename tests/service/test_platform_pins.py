@@ -30,6 +30,14 @@ def test_private_parts_are_where_we_use_them():
     assert isinstance(inspect.getattr_static(RemoteProxy, "to_async"), property)
 
 
+def test_the_arbiter_can_be_told_whom_to_stop_first():
+    from bentoml._internal.utils.circus import Arbiter
+    from circus.watcher import Watcher
+
+    assert "self.exit_stack.__exit__" in inspect.getsource(Arbiter.stop)  # the sockets go first: see drain.py
+    assert list(inspect.signature(Watcher._stop).parameters) == ["self", "close_output_streams"]
+
+
 def test_services_are_configured_with_the_cures():
     from service.app import FirstFrameRunner, Gateway, VideoRunner
 
@@ -49,3 +57,23 @@ def test_gateway_imports_no_torch():
 
     code = "import sys, service.app, service.http, service.remote; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_waiting_threads_of_runners_sleep():
+    """libgomp says what it has read when torch loads it."""
+    import os
+    import subprocess
+    import sys
+
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "GOMP_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "import service.app, torch"],
+        env=env | {"OMP_DISPLAY_ENV": "TRUE"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
