@@ -18,7 +18,7 @@ from huvidpo.errors import InvalidRequest
 from service import metrics
 from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
-from service.schemas import MEDIA_TYPES, GenerateRequest, RunnerJob
+from service.schemas import MEDIA_TYPES, Format, GenerateRequest, RunnerJob
 from service.settings import Settings
 
 LEAVING = "the service is shutting down, try again in a few seconds"
@@ -75,10 +75,20 @@ class Finished:
 Event = Started | Queued | Progress | Finished
 
 
-@dataclass
-class _Made:
-    """What the stages of one request report; see Finished."""
+@dataclass(frozen=True)
+class Drawn:
+    """The first frame, a PNG of the model's size."""
 
+    png: bytes
+
+
+@dataclass
+class Plan:
+    """A request with everything decided, and what its stages report as they end; see Finished."""
+
+    clip: ClipRequest
+    format: Format
+    deadline: float  # time of the event loop
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
 
@@ -139,46 +149,48 @@ class Generation:
         metrics.IN_FLIGHT.dec()
 
     async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
-        clip = self.plan(request)
-        yield Started(clip, self.settings.model)
-        job = RunnerJob(
-            prompt=clip.prompt,
-            category=clip.category,
-            style=clip.style,
-            seed=clip.seed,
-            negative_prompt=clip.negative_prompt,
-            options=dataclasses.asdict(clip.options),
-            format=request.format,
-        )
-        made = _Made()
+        plan = self.plan(request)
+        yield Started(plan.clip, self.settings.model)
         if request.first_frame is not None:
-            job.first_frame = await self._read_first_frame(request.first_frame, clip.options)
+            frame = await self.read_first_frame(request.first_frame, plan.clip.options)
         else:
-            async with aclosing(self._run("first_frame", self.first_frame, job, deadline, made)) as events:
-                async for event in events:
-                    if isinstance(event, Queued | Progress):
-                        yield event
+            async with aclosing(self.draw(plan)) as drawing:
+                async for drawn in drawing:
+                    if isinstance(drawn, Drawn):
+                        frame = drawn.png
                     else:
-                        job.first_frame = event
-        async with aclosing(self._run("video", self.video, job, deadline, made)) as events:
+                        yield drawn
+        async with aclosing(self.animate(plan, frame)) as events:
             async for event in events:
-                if isinstance(event, Queued | Progress):
-                    yield event
-                else:
-                    data = base64.b64decode(event)
-        for stage, value in made.seconds.items():
+                yield event
+
+    async def draw(self, plan: Plan) -> AsyncGenerator[Queued | Progress | Drawn, None]:
+        """The first stage alone: prompt -> first frame."""
+        async with aclosing(self._run("first_frame", self.first_frame, _job(plan), plan)) as events:
+            async for event in events:
+                yield Drawn(base64.b64decode(event)) if isinstance(event, str) else event
+
+    async def animate(self, plan: Plan, png: bytes) -> AsyncGenerator[Queued | Progress | Finished, None]:
+        """The second stage alone: first frame -> clip."""
+        job = _job(plan)
+        job.first_frame = base64.b64encode(png).decode("ascii")
+        async with aclosing(self._run("video", self.video, job, plan)) as events:
+            async for event in events:
+                yield self._finished(plan, event) if isinstance(event, str) else event
+
+    def _finished(self, plan: Plan, data: str) -> Finished:
+        for stage, value in plan.seconds.items():
             metrics.STAGE_SECONDS.labels(stage).observe(value)
-        yield Finished(
-            data,
-            MEDIA_TYPES[request.format],
-            clip.seed,
+        return Finished(
+            base64.b64decode(data),
+            MEDIA_TYPES[plan.format],
+            plan.clip.seed,
             self.settings.model,
-            made.seconds,
-            made.backends,
+            plan.seconds,
+            plan.backends,
         )
 
-    def plan(self, request: GenerateRequest) -> ClipRequest:
+    def plan(self, request: GenerateRequest) -> Plan:
         """The request with the model's defaults and a seed filled in. Raises InvalidRequest."""
         self.catalog.category(request.category)
         self.catalog.style(request.style)
@@ -189,7 +201,7 @@ class Generation:
             asked = getattr(request, name)
             if asked is not None and asked > limit:
                 raise InvalidRequest(f"{name}: got {asked}, this server allows at most {limit}", name)
-        return ClipRequest(
+        clip = ClipRequest(
             prompt=request.prompt,
             category=request.category,
             style=request.style,
@@ -197,16 +209,20 @@ class Generation:
             negative_prompt=request.negative_prompt,
             options=options,
         )
+        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
+        return Plan(clip, request.format, deadline)
 
-    async def _read_first_frame(self, text: str, options: SamplingOptions) -> str:
+    async def read_first_frame(self, text: str, options: SamplingOptions) -> bytes:
+        """An uploaded image in base64 -> PNG of the model's size. Raises InvalidRequest."""
         max_pixels = self.settings.max_image_megapixels * 1_000_000
-        return await asyncio.to_thread(read_first_frame, text, options.height, options.width, max_pixels)
+        png = await asyncio.to_thread(read_first_frame, text, options.height, options.width, max_pixels)
+        return base64.b64decode(png)
 
     async def _run(
-        self, stage: str, runner: Runner, job: RunnerJob, deadline: float, made: "_Made"
+        self, stage: str, runner: Runner, job: RunnerJob, plan: Plan
     ) -> AsyncGenerator[Queued | Progress | str, None]:
-        """Queued and Progress of one stage, then its result in base64; seconds and backend go to `made`."""
-        async with aclosing(self._until(runner(job), deadline)) as lines:
+        """Queued and Progress of one stage, then its result in base64; seconds and backend go to `plan`."""
+        async with aclosing(self._until(runner(job), plan.deadline)) as lines:
             async for line in lines:
                 if line["event"] == "queued":
                     yield Queued(stage)
@@ -215,10 +231,10 @@ class Generation:
                 elif line["event"] == "error":
                     raise from_dict(line)
                 elif line["event"] == "done":
-                    made.seconds["queue"] += line["queued"]
-                    made.seconds[stage] = line["seconds"]
-                    made.seconds["encode"] += line["encode"]
-                    made.backends[stage] = line["backend"]
+                    plan.seconds["queue"] += line["queued"]
+                    plan.seconds[stage] = line["seconds"]
+                    plan.seconds["encode"] += line["encode"]
+                    plan.backends[stage] = line["backend"]
                     yield line["data"]
                     return
         raise RuntimeError(f"the {stage} runner ended without a result")
@@ -247,3 +263,16 @@ class Generation:
                 finally:
                     self._limits.discard(limit)
                 yield line
+
+
+def _job(plan: Plan) -> RunnerJob:
+    clip = plan.clip
+    return RunnerJob(
+        prompt=clip.prompt,
+        category=clip.category,
+        style=clip.style,
+        seed=clip.seed,
+        negative_prompt=clip.negative_prompt,
+        options=dataclasses.asdict(clip.options),
+        format=plan.format,
+    )
