@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from huvidpo.catalog import Component
-from huvidpo.loading import load_category, load_video_unet
+from huvidpo.loading import load_category, load_part, load_video_unet
 from huvidpo.unet import VideoUNet, video_config
 
 PREFIX = "network."
@@ -116,9 +116,7 @@ def load(kind: type, source: Component, dtype: torch.dtype, category: Path | Non
         unet = load_video_unet(source, dtype)
         network: Any = load_category(unet, category) if category else unet
     else:
-        network = kind.from_pretrained(  # type: ignore[attr-defined]
-            source.location, subfolder=source.subfolder, dtype=dtype
-        )
+        network = load_part(kind, source, dtype)
     return network.eval().requires_grad_(False)
 
 

@@ -28,6 +28,10 @@ class CheckpointError(HuViDPOError):
     """Weights that are missing, of another shape, or not what their file name promises."""
 
 
+class NotFinite(HuViDPOError):
+    """A network's answer that holds NaN or infinity, which no picture can be made of."""
+
+
 class CatalogError(HuViDPOError):
     """A catalog file that cannot be read as models, categories and styles: the operator's mistake."""
 

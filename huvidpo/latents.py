@@ -5,27 +5,44 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from huvidpo.errors import NotFinite
+
 IMAGES_AT_ONCE = 8  # images that pass the VAE together: bounds its memory
 
 
 def to_latents(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] -> normalised latents [N, C, h, w] float32.
 
-    The mode of the posterior: nothing is drawn.
+    The mode of the posterior: nothing is drawn. Raises NotFinite where the VAE overflows.
     """
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5 - 1
     chunks = pixels.split(IMAGES_AT_ONCE)
     latents = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in chunks]).float()
+    check_values(latents, "the VAE's latents of an image", vae.dtype)
     mean, std = _latent_moments(vae)
     return (latents - mean) / std
 
 
 def from_latents(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
-    """Normalised latents [N, C, h, w] -> uint8 [N, H, W, 3]."""
+    """Normalised latents [N, C, h, w] -> uint8 [N, H, W, 3].
+
+    Raises NotFinite for latents or pixels that are not: as uint8 they would be a black picture.
+    """
+    check_values(latents, "the denoised latents", latents.dtype)
     mean, std = _latent_moments(vae)
     chunks = (latents.float() * std + mean).to(vae.dtype).split(IMAGES_AT_ONCE)
     pixels = torch.cat([vae.decode(chunk).sample for chunk in chunks]).float()
+    check_values(pixels, "the VAE's pixels", vae.dtype)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def check_values(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Raise NotFinite where `values`, made in `dtype`, hold NaN or infinity."""
+    if not values.isfinite().all():
+        raise NotFinite(
+            f"{what} hold NaN or infinity in {str(dtype).removeprefix('torch.')}; lower guidance, or use "
+            "float32 or bfloat16, or other weights"
+        )
 
 
 def _latent_moments(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import Catalog, Component, load_catalog
@@ -22,7 +22,17 @@ from huvidpo.config import ClipRequest
 from huvidpo.engines.base import OnLoad, Place, place_modules
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
-from huvidpo.loading import check_present, device_and_dtype, load_category, load_vae, load_video_unet
+from huvidpo.loading import (
+    check_present,
+    device_and_dtype,
+    load_category,
+    load_part,
+    load_scheduler_config,
+    load_tokenizer,
+    load_vae,
+    load_video_unet,
+    readable,
+)
 from huvidpo.schedule import (
     Denoiser,
     StepCallback,
@@ -38,6 +48,8 @@ from huvidpo.unet import VideoUNet
 from huvidpo.video import crop_to_aspect
 
 VIDEO_SEED_OFFSET = 0x9E3779B9  # so that the video's noise is not the first frame's
+# Folders of a StableDiffusionXLPipeline.
+SDXL_PARTS = ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 class FirstFramePipeline:
@@ -69,15 +81,19 @@ class FirstFramePipeline:
         entry = catalog.model(model)
         check_present(entry)
         device, dtype = device_and_dtype(device, dtype)
-        parts: dict[str, Any] = {"vae": load_vae(Component(entry.first_frame.location, "vae"), device, dtype)}
-        if entry.first_frame_unet:
-            source = entry.first_frame_unet
-            parts["unet"] = UNet2DConditionModel.from_pretrained(
-                source.location, subfolder=source.subfolder, dtype=dtype
-            )
-        pipe = StableDiffusionXLPipeline.from_pretrained(
-            entry.first_frame.location, dtype=dtype, add_watermarker=False, **parts
-        )
+        whole = entry.first_frame
+        folders = {name: Component(whole.location, name) for name in SDXL_PARTS}
+        parts: dict[str, Any] = {
+            "vae": load_vae(folders["vae"], device, dtype),
+            "unet": load_part(UNet2DConditionModel, entry.first_frame_unet or folders["unet"], dtype),
+            "text_encoder": load_part(CLIPTextModel, folders["text_encoder"], dtype),
+            "text_encoder_2": load_part(CLIPTextModelWithProjection, folders["text_encoder_2"], dtype),
+        }
+        for number in ("", "_2"):
+            encoder = parts[f"text_encoder{number}"]
+            parts[f"tokenizer{number}"] = load_tokenizer(folders[f"tokenizer{number}"], encoder)
+        with readable("StableDiffusionXLPipeline", whole):
+            pipe = StableDiffusionXLPipeline.from_pretrained(whole.location, add_watermarker=False, **parts)
         for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
             module.to(device)
         options, factor = entry.defaults, pipe.vae_scale_factor
@@ -267,8 +283,8 @@ class VideoPipeline:
         files |= weights or {}
         unets = {name: load_category(base, file) for name, file in files.items()}
         vae = load_vae(entry.video_vae, device, dtype)
-        encoder, source, options = entry.video_text_encoder, entry.video_tokenizer, entry.defaults
-        tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder=source.subfolder)
+        text_encoder = load_part(CLIPTextModel, entry.video_text_encoder, dtype).to(device)
+        tokenizer, options = load_tokenizer(entry.video_tokenizer, text_encoder), entry.defaults
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         place = Place(
             model=model,
@@ -284,13 +300,9 @@ class VideoPipeline:
         return cls(
             unets=parts["video_unet"],
             vae=parts["video_vae_decoder"][""],
-            text_encoder=CLIPTextModel.from_pretrained(
-                encoder.location, subfolder=encoder.subfolder, dtype=dtype
-            ).to(device),
+            text_encoder=text_encoder,
             tokenizer=tokenizer,
-            scheduler_config=DDIMScheduler.load_config(
-                entry.video_scheduler.location, subfolder=entry.video_scheduler.subfolder
-            ),
+            scheduler_config=load_scheduler_config(entry.video_scheduler),
             catalog=catalog,
             backend=used,
         )

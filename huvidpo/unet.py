@@ -33,6 +33,7 @@ from huvidpo.attention import (
     slow_on_cpu,
 )
 from huvidpo.checkpoint import inflated_name, load_lamp, load_strict
+from huvidpo.errors import CheckpointError
 
 HAS_ATTENTION = {"CrossAttnDownBlock": True, "DownBlock": False, "CrossAttnUpBlock": True, "UpBlock": False}
 
@@ -422,10 +423,14 @@ class VideoUNet(ModelMixin, ConfigMixin):
     def from_lamp(cls, folder: str | Path, attention: str = "first_prev") -> "VideoUNet":
         """Load a checkpoint in LAMP's / HuViDPO's layout, strictly, from the folder of its config.json.
 
-        Raises CheckpointError if files, tensor names or shapes are not those of the configuration.
+        Raises CheckpointError for a configuration that makes no video UNet, and if files, tensor names or
+        shapes are not those of the configuration.
         """
         config, tensors = load_lamp(folder)
-        unet = cls.from_config(video_config(config), attention_mode=attention)
+        try:
+            unet = cls.from_config(video_config(config), attention_mode=attention)
+        except Exception as error:  # diffusers' own layers raise what they like at numbers that do not fit
+            raise CheckpointError(f"{folder}: its config.json makes no video UNet: {error!r}") from error
         return load_strict(unet, tensors)
 
 

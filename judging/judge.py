@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel
 
-from huvidpo.catalog import Model
+from huvidpo.catalog import Component, Model
 from huvidpo.config import SamplingOptions
 from huvidpo.errors import CheckpointError
+from huvidpo.loading import load_part, load_tokenizer, readable
 from preferences.metrics import Flow, check_clip, detail, flow, smoothness
 from training.data import ClipsError, read_captions, read_clip
 from training.recipes import ClipRecipe
@@ -68,17 +69,16 @@ class Verdict:
 def load_judge(clip: Path, typical_motion: float = DEFAULT_MOTION, device: str | None = None) -> Judge:
     """The judge with the CLIP in folder `clip`: any checkpoint of transformers' CLIPModel.
 
-    Raises CheckpointError when it is not there.
+    Raises CheckpointError when it is not there, or not whole.
     """
     if not (clip / "config.json").is_file():
         raise CheckpointError(f"there is no CLIP in {clip}: name the folder of one")
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Judge(
-        CLIPModel.from_pretrained(clip, dtype=torch.float32).eval().to(target),
-        CLIPTokenizer.from_pretrained(clip),
-        CLIPImageProcessorPil.from_pretrained(clip),
-        typical_motion,
-    )
+    source = Component(str(clip))
+    model = load_part(CLIPModel, source, torch.float32).eval().to(target)
+    with readable("CLIPImageProcessor", source):
+        processor = CLIPImageProcessorPil.from_pretrained(clip)
+    return Judge(model, load_tokenizer(source, model), processor, typical_motion)
 
 
 def clip_folder(model: Model, given: Path | None) -> Path:

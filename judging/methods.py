@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from huvidpo.catalog import Catalog, Category, Model
+from huvidpo.catalog import Catalog, Category, Component, Model
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import CheckpointError, InvalidRequest
-from huvidpo.loading import device_and_dtype
+from huvidpo.loading import device_and_dtype, load_part
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import VideoUNet
 from judging.candidates import BATCH, default_prompts, plan
@@ -129,14 +129,20 @@ def animate(source: str) -> Callable[[ClipRequest, str], np.ndarray]:
 
     It draws its own first frame. Raises CheckpointError when a folder cannot be loaded.
     """
-    from diffusers import AnimateDiffPipeline, MotionAdapter  # slow to import, rarely wanted
+    # slow to import, rarely wanted
+    from diffusers import AnimateDiffPipeline, AutoencoderKL, MotionAdapter, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     base, adapter = source.split(",")
     device, dtype = device_and_dtype(None, None)
     try:
-        motion = MotionAdapter.from_pretrained(adapter, dtype=dtype, local_files_only=True)
         pipe = AnimateDiffPipeline.from_pretrained(
-            base, motion_adapter=motion, dtype=dtype, local_files_only=True
+            base,
+            motion_adapter=load_part(MotionAdapter, Component(adapter), dtype),
+            unet=load_part(UNet2DConditionModel, Component(base, "unet"), dtype),
+            vae=load_part(AutoencoderKL, Component(base, "vae"), dtype),
+            text_encoder=load_part(CLIPTextModel, Component(base, "text_encoder"), dtype),
+            local_files_only=True,
         ).to(device)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"AnimateDiff cannot be loaded from {base} and {adapter}: {error}") from error

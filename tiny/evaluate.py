@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from huvidpo import video
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import Component, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
+from huvidpo.loading import load_part, load_tokenizer
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from tiny.clip import normalised, zero_shot
 from tiny.common import DATA, FAMILY, STAGE1
@@ -53,8 +54,9 @@ def batches(items: list) -> Iterator[list]:
 
 def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, list[np.ndarray]]:
     """Zero-shot accuracy of the tiny CLIP on `count` generated first frames."""
-    model = CLIPModel.from_pretrained(FAMILY / "clip", dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(FAMILY / "clip")
+    source = Component(str(FAMILY), "clip")
+    model = load_part(CLIPModel, source, torch.float32).eval()
+    tokenizer = load_tokenizer(source, model)
     scenes = random_scenes(count, SEED)
     requests = [request_for(scene, SEED + i) for i, scene in enumerate(scenes)]
     pictures: list[Any] = []

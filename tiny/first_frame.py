@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from huvidpo.catalog import Component
+from huvidpo.loading import load_part, load_tokenizer
 from tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe, prepare, scheduler
 from tiny.dataset import load_split
 from tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene
@@ -59,15 +61,18 @@ def condition(pooled: Tensor) -> dict[str, Tensor]:
     return {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS]).repeat(len(pooled), 1)}
 
 
+def part(name: str) -> Component:
+    """A part of the family's first-frame pipeline."""
+    return Component(str(FOLDER), name)
+
+
 class TextTowers:
     """Both text encoders as SDXL uses them: penultimate states side by side, and the pooled projection."""
 
     def __init__(self) -> None:
-        self.tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-        self.one = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32).eval()
-        self.two = CLIPTextModelWithProjection.from_pretrained(
-            FOLDER / "text_encoder_2", dtype=torch.float32
-        ).eval()
+        self.one = load_part(CLIPTextModel, part("text_encoder"), torch.float32).eval()
+        self.two = load_part(CLIPTextModelWithProjection, part("text_encoder_2"), torch.float32).eval()
+        self.tokenizer = load_tokenizer(part("tokenizer"), self.one)
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -84,12 +89,14 @@ def assemble(unet: UNet2DConditionModel) -> None:
     unet.half().save_pretrained(FOLDER / "unet")
     (FOLDER / "unet" / "training.json").unlink(missing_ok=True)  # that of an aligned one
     scheduler().save_pretrained(FOLDER / "scheduler")
+    one = load_part(CLIPTextModel, part("text_encoder"))
+    two = load_part(CLIPTextModelWithProjection, part("text_encoder_2"))
     pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(FOLDER / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(FOLDER / "text_encoder"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(FOLDER / "text_encoder_2"),
-        tokenizer=CLIPTokenizer.from_pretrained(FOLDER / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(FOLDER / "tokenizer_2"),
+        vae=load_part(AutoencoderKL, part("vae")),
+        text_encoder=one,
+        text_encoder_2=two,
+        tokenizer=load_tokenizer(part("tokenizer"), one),
+        tokenizer_2=load_tokenizer(part("tokenizer_2"), two),
         unet=unet,
         scheduler=scheduler(),
         # Trained with the empty caption as "unconditional": an empty negative prompt is encoded, not zeroed.
@@ -168,7 +175,7 @@ class Denoising:
 def main() -> None:
     recipe = parse_recipe("Train the tiny first-frame UNet.", RECIPE)
     unet = prepare(build())
-    vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32).eval()
+    vae = load_part(AutoencoderKL, part("vae"), torch.float32).eval()
     latents = np.load(DATA / "stills_latents.npy", mmap_mode="r")
     task = Denoising(latents, load_split(DATA, "stills")[1], TextTowers(), vae, unet, scheduler())
     if fit("first_frame", unet, task, recipe):

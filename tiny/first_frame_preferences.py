@@ -24,8 +24,9 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from tqdm import tqdm
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import Component, load_catalog
 from huvidpo.config import ClipRequest
+from huvidpo.loading import load_part
 from huvidpo.pipeline import FirstFramePipeline
 from judging.judge import Judge, embed_caption, embed_frames, load_judge
 from preferences.clips import ClipEntry, file_sha256, write_clips
@@ -107,7 +108,7 @@ def compare(plain: FirstFramePipeline, aligned: FirstFramePipeline, judge: Judge
 def load_aligned(folder: Path) -> FirstFramePipeline:
     """The family's pipeline around the network in `folder`."""
     pipeline = FirstFramePipeline.from_catalog("tiny")
-    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+    unet = load_part(UNet2DConditionModel, Component(str(folder)), torch.float32)
     pipeline.pipe.register_modules(unet=unet.eval())
     return pipeline
 

@@ -18,6 +18,8 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
+from huvidpo.catalog import Component
+from huvidpo.loading import load_part
 from tiny.common import DATA, FAMILY, RUNS, mixed_precision, prepare, to_unit
 from tiny.dataset import load_split
 from tiny.world import CATEGORIES, Scene, caption
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--motion-clips", type=int, default=16, help="clips of each category for stage 1")
     parser.add_argument("--only", choices=("stills", "base", "motion"))
     args = parser.parse_args()
-    vae = prepare(AutoencoderKL.from_pretrained(FAMILY / "first_frame" / "vae", torch_dtype=torch.float32))
+    vae = prepare(load_part(AutoencoderKL, Component(str(FAMILY / "first_frame"), "vae"), torch.float32))
     vae.eval()
     if args.only in (None, "stills"):
         encode_to(DATA / "stills_latents.npy", load_split(DATA, "stills")[0], vae)

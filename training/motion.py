@@ -19,21 +19,20 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from huvidpo import video
 from huvidpo.catalog import Catalog, Component, Model, load_catalog
 from huvidpo.checkpoint import save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
-from huvidpo.loading import load_video_unet
+from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet
 from training.data import Clips, embed_texts, fingerprint_tensors, load_clips, rows_for
@@ -197,11 +196,10 @@ def build_task(
 
 def build_pipeline(model: Model, unet: VideoUNet, device: torch.device) -> VideoPipeline:
     """The parts of a catalog model around a network in training, whose category is called ""."""
-    vae = _load(AutoencoderKL, model.video_vae).to(device).eval()
-    text_encoder = _load(CLIPTextModel, model.video_text_encoder).to(device).eval()
-    tokenizer = _load(CLIPTokenizer, model.video_tokenizer)
-    scheduler = _load(DDIMScheduler, model.video_scheduler)
-    config = dict(scheduler.config)
+    vae = load_part(AutoencoderKL, model.video_vae).to(device).eval()
+    text_encoder = load_part(CLIPTextModel, model.video_text_encoder).to(device).eval()
+    tokenizer = load_tokenizer(model.video_tokenizer, text_encoder)
+    config = load_scheduler_config(model.video_scheduler)
     return VideoPipeline({"": unet}, vae, text_encoder, tokenizer, config, Catalog({}, {}, {}))
 
 
@@ -241,10 +239,6 @@ def write_base(folder: Path, unet: VideoUNet, weights: dict[str, Tensor], proven
     """The whole VideoUNet with `weights`, as `training.lineage.write_network` has it."""
     unet.load_state_dict(weights, strict=False)
     write_network(folder, unet, provenance)
-
-
-def _load(kind: Any, source: Component) -> Any:
-    return kind.from_pretrained(source.location, subfolder=source.subfolder)
 
 
 def main(arguments: list[str] | None = None) -> int:

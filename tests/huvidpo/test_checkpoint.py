@@ -1,17 +1,23 @@
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from unet_configs import TINY
 
 from huvidpo.checkpoint import (
+    adapted_tensors,
     changed_tensors,
     inflated_name,
     load_huvidpo_lora,
+    load_strict,
     load_tensors,
     read_metadata,
     save_tensors,
@@ -210,3 +216,135 @@ def test_lora_of_another_model_is_refused(unet: VideoUNet, tmp_path: Path):
     torch.save(pair, file)
     with pytest.raises(CheckpointError, match=r"match no layer of the model: other.to_q.weight"):
         load_huvidpo_lora(unet, file)
+
+
+FORMS = {
+    "fp16": ("diffusion_pytorch_model.fp16.safetensors",),
+    "bin": ("diffusion_pytorch_model.bin",),
+    "fp16 bin": ("diffusion_pytorch_model.fp16.bin",),
+    "shards": (
+        "diffusion_pytorch_model-0000{}-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+    ),
+    "shards of fp16": (
+        "diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+    ),
+    "shards of fp16 by its older name": (
+        "diffusion_pytorch_model-0000{}-of-00002.fp16.safetensors",
+        "diffusion_pytorch_model.fp16.safetensors.index.json",
+    ),
+    "shards of bin": (
+        "diffusion_pytorch_model-0000{}-of-00002.bin",
+        "diffusion_pytorch_model.bin.index.json",
+    ),
+}
+
+
+def write_form(folder: Path, tensors: dict[str, Tensor], file: str, index: str | None = None) -> None:
+    """`tensors` in one file, or in two and an index."""
+    places = {name: file.format(1 + i % 2) for i, name in enumerate(tensors)}
+    for one in set(places.values()):
+        part = {name: tensor for name, tensor in tensors.items() if places[name] == one}
+        save_file(part, folder / one) if one.endswith("safetensors") else torch.save(part, folder / one)
+    if index:
+        (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lamp_folders_load_in_every_form(unet: VideoUNet, tmp_path: Path, form: str):
+    (tmp_path / "config.json").write_text(json.dumps(LAMP_CONFIG))
+    write_form(tmp_path, unet.state_dict(), *FORMS[form])
+    assert not changed_tensors(unet, VideoUNet.from_lamp(tmp_path))
+
+
+def test_shards_that_are_not_whole_are_refused(unet: VideoUNet, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(LAMP_CONFIG))
+    write_form(tmp_path, unet.state_dict(), *FORMS["shards"])
+    index = tmp_path / FORMS["shards"][1]
+    content = index.read_text()
+    facts = json.loads(content)
+    facts["weight_map"].popitem()
+    index.write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="differ in 1 tensors"):
+        VideoUNet.from_lamp(tmp_path)
+    index.write_text('{"weight_map": [1]}')
+    with pytest.raises(CheckpointError, match="no weight_map"):
+        VideoUNet.from_lamp(tmp_path)
+    index.write_text(content)
+    (tmp_path / FORMS["shards"][0].format(1)).unlink()
+    with pytest.raises(CheckpointError, match="00001-of-00002"):
+        VideoUNet.from_lamp(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", ["{}", "[]", "{", '{"block_out_channels": "x"}', '{"block_out_channels": [7, 7]}']
+)
+def test_a_config_that_makes_no_network_is_refused(lamp_folder: Path, config: str):
+    (lamp_folder / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        VideoUNet.from_lamp(lamp_folder)
+
+
+def test_names_that_collide_are_refused(unet: VideoUNet, tmp_path: Path):
+    """peft's wrapped name and the plain one become one: whichever came last would win."""
+    wrapped = QUERY.replace(".weight", ".base_layer.weight")
+    torch.save({QUERY: torch.zeros(32, 32), wrapped: torch.ones(32, 32)}, tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match=f"also called {QUERY}"):
+        adapted_tensors(unet, tmp_path / "two.pth")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_refused_at_every_edge(unet: VideoUNet, tmp_path: Path, value: float):
+    bad = {QUERY: torch.zeros(32, 32)}
+    bad[QUERY][3, 5] = value
+    with pytest.raises(CheckpointError, match=f"NaN or infinity: {QUERY}"):
+        save_tensors(tmp_path / "bad.safetensors", bad, {})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=f"NaN or infinity: {QUERY}"):
+        with_weights(unet, bad)
+    with pytest.raises(CheckpointError, match=f"NaN or infinity: {QUERY}"):
+        load_strict(copy.deepcopy(unet), unet.state_dict() | bad)
+
+
+def test_overflow_in_half_is_refused(unet: VideoUNet, tmp_path: Path):
+    large = {QUERY: torch.full((32, 32), 1e5)}
+    with_weights(unet, large)
+    with pytest.raises(CheckpointError, match="float16 ends at 65504"):
+        with_weights(nn.Module.to(copy.deepcopy(unet), torch.float16), large)
+    with pytest.raises(CheckpointError, match="float16 ends at 65504"):
+        save_tensors(tmp_path / "half.safetensors", {QUERY: large[QUERY].half()}, {})
+
+
+def mutated(content: bytes, place: int, value: int, length: int) -> bytes:
+    """`content` with one byte set, and cut where `length` says."""
+    changed = bytearray(content)
+    changed[place % len(changed)] = value
+    return bytes(changed[: len(changed) - length % len(changed)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    place=st.integers(0, 2**16),
+    value=st.integers(0, 255),
+    length=st.one_of(st.just(0), st.integers(0, 2**16)),
+    suffix=st.sampled_from([".safetensors", ".pth", ".bin"]),
+)
+def test_damaged_files_raise_errors_of_ours_alone(
+    tmp_path_factory: pytest.TempPathFactory, place: int, value: int, length: int, suffix: str
+):
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    good, file = folder / f"good{suffix}", folder / f"bad{suffix}"
+    if not good.exists():
+        tensors = {"a.weight": torch.ones(3, 3), "b.bias": torch.ones(2).half()}
+        if suffix == ".safetensors":
+            save_file(tensors, good)
+        else:
+            torch.save(tensors, good, _use_new_zipfile_serialization=suffix == ".pth")
+    file.write_bytes(mutated(good.read_bytes(), place, value, length))
+    for read in (load_tensors, read_metadata):
+        try:
+            read(file)
+        except CheckpointError:
+            continue

@@ -12,7 +12,7 @@ from unet_configs import TINY_KINDS
 
 from huvidpo.checkpoint import with_weights
 from huvidpo.errors import CheckpointError
-from huvidpo.lora import merge, split_lora
+from huvidpo.lora import merge, peft_names, split_lora
 from huvidpo.unet import VideoUNet
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -95,6 +95,8 @@ def test_it_is_the_papers_formula(out: int, width: int, rank: int, alpha: float)
 
 GOOD = {"x.lora_A.weight": torch.ones(2, 3), "x.lora_B.weight": torch.ones(4, 2)}
 
+NAMED = {name.replace(".weight", ".default.weight"): tensor for name, tensor in GOOD.items()}
+
 
 @pytest.mark.parametrize(
     ("lora", "message"),
@@ -107,6 +109,16 @@ GOOD = {"x.lora_A.weight": torch.ones(2, 3), "x.lora_B.weight": torch.ones(4, 2)
         (GOOD | {"x.lora_B.weight": torch.ones(5, 2)}, r"a weight \[4, 3\] needs"),
         (GOOD | {"x.lora_B.weight": torch.full((4, 2), torch.inf)}, "x.weight is not finite"),
         ({name.replace("x", "conv"): t for name, t in GOOD.items()}, r"a weight \[4, 3, 3, 3\] needs"),
+        (
+            NAMED | {name.replace("default", "ref"): t for name, t in NAMED.items()},
+            "2 adapters in one file: default, ref",
+        ),
+        (
+            {"x.lora_A.default.weight": torch.ones(2, 3), "x.lora_B.ref.weight": torch.ones(4, 2)},
+            "2 adapters",
+        ),
+        (GOOD | {"y.lora_A.ref.weight": torch.ones(2, 3)}, "2 adapters in one file: one without a name, ref"),
+        ({"x.lora_A.weight": torch.ones(0, 3), "x.lora_B.weight": torch.ones(4, 0)}, r"A \[0, 3\]"),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused(lora: dict[str, Tensor], message: str) -> None:
@@ -118,3 +130,70 @@ def test_adapters_that_do_not_fit_are_refused(lora: dict[str, Tensor], message: 
 def test_split_keeps_full_tensors_apart() -> None:
     full = {"x.weight": torch.ones(4, 3), "x.lora_alpha": torch.ones(1)}
     assert split_lora(full | GOOD) == (GOOD, full)
+
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+PROJECTION = "down_blocks.0.attentions.0.proj_in"
+KOHYA = "lora_unet_down_blocks_0_attentions_0"
+HALVES = {"A": torch.randn(2, 16), "B": torch.randn(16, 2)}
+FOREIGN = {
+    "kohya": (f"{KOHYA}_transformer_blocks_0_attn1_to_out_0.lora_down.weight", f"{LAYER}.to_out.0"),
+    "diffusers": (f"unet.{LAYER}.to_q.lora.down.weight", f"{LAYER}.to_q"),
+    "diffusers' peft": (f"unet.{LAYER}.to_q.lora_A.weight", f"{LAYER}.to_q"),
+    "diffusers' processors": (f"unet.{LAYER}.processor.to_out_lora.down.weight", f"{LAYER}.to_out.0"),
+    "diffusers' first processors": (f"{LAYER}.processor.to_k_lora.down.weight", f"{LAYER}.to_k"),
+}
+
+
+def written(kind: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one adapter by the names of `kind`, and the weight it is of."""
+    down, layer = FOREIGN[kind]
+    up = down.replace("lora_down", "lora_up").replace(".down.", ".up.").replace("lora_A", "lora_B")
+    return {down: HALVES["A"], up: HALVES["B"]}, f"{layer}.weight"
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_kohyas_and_diffusers_names_merge_like_pefts(kind: str) -> None:
+    """W + B A where the file says no alpha: both take the rank for it."""
+    tensors, weight = written(kind)
+    state = random_unet().state_dict()
+    lora, alphas, default = peft_names(tensors, state)
+    assert (alphas, default) == ({}, None)
+    merged = merge(state, lora, default, alphas)
+    assert merged.keys() == {weight}
+    torch.testing.assert_close(merged[weight], state[weight] + HALVES["B"] @ HALVES["A"])
+
+
+def test_kohyas_alpha_is_of_each_layer() -> None:
+    tensors, weight = written("kohya")
+    name = f"{KOHYA}_transformer_blocks_0_attn1_to_out_0.alpha"
+    state = random_unet().state_dict()
+    lora, alphas, default = peft_names(tensors | {name: torch.tensor(1.0)}, state)
+    assert (alphas, default) == ({weight: 1.0}, None)
+    merged = merge(state, lora, default, alphas)
+    torch.testing.assert_close(merged[weight], state[weight] + 0.5 * HALVES["B"] @ HALVES["A"])
+
+
+def test_a_convolution_of_one_pixel_is_a_matrix() -> None:
+    """SD 1.x's proj_in and proj_out, which kohya adapts."""
+    halves = {"down": torch.randn(2, 16, 1, 1), "up": torch.randn(16, 2, 1, 1)}
+    tensors = {f"{KOHYA}_proj_in.lora_{half}.weight": tensor for half, tensor in halves.items()}
+    state = random_unet().state_dict()
+    lora, alphas, default = peft_names(tensors, state)
+    merged = merge(state, lora, default, alphas)[f"{PROJECTION}.weight"]
+    product = (halves["up"].flatten(1) @ halves["down"].flatten(1)).view(16, 16, 1, 1)
+    torch.testing.assert_close(merged, state[f"{PROJECTION}.weight"] + product)
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "text_encoder.a.b"]
+)
+def test_adapters_of_a_text_encoder_are_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match="of a text encoder"):
+        peft_names({name: torch.ones(1)}, [])
+
+
+def test_one_adapter_by_two_names_is_refused() -> None:
+    one, two = written("diffusers")[0], written("diffusers' peft")[0]
+    with pytest.raises(CheckpointError, match="also called"):
+        peft_names(one | two, [])
