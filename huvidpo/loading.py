@@ -139,8 +139,8 @@ def load_scheduler_config(source: Component) -> dict[str, Any]:
     missing = [name for name in ("beta_schedule", "beta_start", "beta_end") if name not in config]
     if missing and not config.get("trained_betas"):
         raise CheckpointError(
-            f"the scheduler at {folder_of(source)} does not say {', '.join(missing)}; write what the model was "
-            "trained with into its scheduler_config.json"
+            f"the scheduler at {folder_of(source)} does not say {', '.join(missing)}; write what the model "
+            "was trained with into its scheduler_config.json"
         )
     return config
 
