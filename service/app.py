@@ -80,10 +80,15 @@ class _Runner:
 
     def _start(self, stage: str, load: Any, encode: Any) -> None:
         from service.batching import Batcher
+        from service.runners import end_process
 
         self._encode = encode
         self.batcher: Batcher[RunnerJob, Any] = Batcher(
-            stage, partial(load, SETTINGS), max_batch=SETTINGS.max_batch, queue_size=SETTINGS.queue_size
+            stage,
+            partial(load, SETTINGS),
+            max_batch=SETTINGS.max_batch,
+            queue_size=SETTINGS.queue_size,
+            on_broken=end_process,
         )
 
     @bentoml.api

@@ -1,41 +1,64 @@
 """The batcher of a runner: one queue, one compute thread.
 
-A batch is what queued up while the device was busy: the oldest request and every later one that can share
-its steps, up to `max_batch`. Nothing waits for company, so a lone request starts at once. Progress goes to
-each job by itself; a job that nobody waits for any more leaves the queue, or the running batch before its
-next step.
+A batch is what queued up while the device was busy: the oldest request and later ones that can share its
+steps, as many as pay (pace.py) and `max_batch` allows. A lone request starts at once. Progress goes to each
+job by itself; a job that nobody waits for any more leaves the queue, or the running batch before its next
+step. Jobs are checked beside the compute thread, so a bad one is answered while the device is busy.
 """
 
 import asyncio
 import logging
 import math
+import random
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from huvidpo.errors import Cancelled
+from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics
-from service.errors import QueueFull, Unavailable
+from service.errors import INTERNAL, QueueFull, Unavailable, row_of
+from service.pace import Pace, Work
 
 logger = logging.getLogger(__name__)
 OnStep = Callable[[int, int, Any], Sequence[bool] | None]
 J = TypeVar("J")  # job: what is asked for, as it came
 R = TypeVar("R")  # result
 
+MAX_FAILURES = 3  # lone jobs in a row that fail by a fault of ours: then the process is taken to be broken
+LINGER_SECONDS = 0.05  # at most, for clients that came together before to come together again
+LINGER_SHARE = 0.03  # of the seconds that the batch will take
+
 
 class Model(Protocol):
-    """What runs on the compute thread, and only there. `prepare` makes an item, ready to run, of a job."""
+    """What computes. `prepare` and `work` run beside the compute thread, the others on it."""
 
     backend: str  # what it runs on, for reports
+    on_cpu: bool
+    max_batch: int | None  # requests that it takes at once; None: any number
 
-    def prepare(self, job: Any) -> Any: ...
+    def work(self, job: Any) -> Work: ...
+
+    def prepare(self, job: Any) -> Any:
+        """An item, ready to run, of a job; raises InvalidRequest."""
 
     def can_share(self, a: Any, b: Any) -> bool: ...
 
     def run(self, items: Sequence[Any], on_step: OnStep) -> Sequence[Any | None]: ...
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The job waits: `position` others run or wait before it. In `eta` seconds it should be done; None while
+    nothing is known of what steps take.
+    """
+
+    position: int
+    eta: float | None
 
 
 @dataclass(frozen=True)
@@ -57,50 +80,88 @@ class Done(Generic[R]):
 class _Entry(Generic[J, R]):
     job: J
     loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[Step | Done[R] | Exception]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[Queued | Step | Done[R] | Exception]" = field(default_factory=asyncio.Queue)
     since: float = field(default_factory=time.monotonic)
-    item: Any = None
+    work: Work | None = None  # None until the model is loaded
+    item: Any = None  # None until it is prepared
+    position: int = 0  # as it was told last
     left: bool = False  # nobody waits for it any more
 
-    def send(self, event: "Step | Done[R] | Exception") -> None:
+    def send(self, event: "Queued | Step | Done[R] | Exception") -> None:
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the loop is closed: the process is going down
             self.left = True
 
 
-class Batcher(Generic[J, R]):
-    """`load` makes the model on the compute thread: the process answers, and stops, while weights load."""
+@dataclass
+class _Running:
+    """The batch on the device."""
 
-    def __init__(self, stage: str, load: Callable[[], Model], *, max_batch: int, queue_size: int):
+    work: Work
+    size: int
+    done: int = 0  # steps
+
+
+class Broken(Exception):
+    """The runner cannot go on: its process should end, and a new one start."""
+
+
+class Batcher(Generic[J, R]):
+    """`load` makes the model on the compute thread: the process answers, and stops, while weights load.
+
+    `on_broken` is told on that thread why the batcher has stopped, if nobody closed it.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        load: Callable[[], Model],
+        *,
+        max_batch: int,
+        queue_size: int,
+        on_broken: Callable[[str], None] = lambda reason: None,
+    ):
         self.stage, self.max_batch, self.queue_size = stage, max_batch, queue_size
-        self.ready = False
         self.backend = ""  # the model's, once it is loaded
-        self._load = load
+        self._load, self._on_broken = load, on_broken
+        self._model: Future[Model] = Future()
+        self._model.set_running_or_notify_cancel()  # who waits for it may leave, and must not cancel it
+        self._preparing = ThreadPoolExecutor(1, f"{stage}-prepare")
         self._queue: deque[_Entry[J, R]] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._last_seconds = 1.0  # of the last batch, to say when to come back
-        self._thread = threading.Thread(target=self._work, name=f"{stage}-compute", daemon=True)
+        self._pace = Pace()
+        self._running: _Running | None = None
+        self._last_size = 1  # of the latest batch
+        self._failures = 0  # lone jobs in a row
+        self._thread = threading.Thread(target=self._compute, name=f"{stage}-compute", daemon=True)
         self._thread.start()
 
     @property
+    def ready(self) -> bool:
+        """True from when the model is loaded until the batcher stops."""
+        return self.alive and self._model.done() and self._model.exception() is None
+
+    @property
     def alive(self) -> bool:
-        """False once loading has failed or the batcher is closed."""
+        """False once loading has failed or the batcher has stopped."""
         return self._thread.is_alive() and not self._closed
 
     @property
     def depth(self) -> int:
         return len(self._queue)
 
-    async def submit(self, job: J) -> AsyncGenerator[Step | Done[R], None]:
-        """Every step of the job, then its result. Closing the generator cancels the job.
+    async def submit(self, job: J) -> AsyncGenerator[Queued | Step | Done[R], None]:
+        """Queued when the job has its place and when that moves up, every step, then the result. Closing the
+        generator cancels the job.
 
         Raises QueueFull, Unavailable (loading failed, or shutting down) and whatever the model raised.
         """
         entry: _Entry[J, R] = _Entry(job, asyncio.get_running_loop())
-        self._join(entry)
+        yield self._join(entry)
         try:
+            await self._prepare(entry)
             while True:
                 event = await entry.events.get()
                 if isinstance(event, Exception):
@@ -116,96 +177,236 @@ class Batcher(Generic[J, R]):
         with self._wake:
             self._closed = True
             self._wake.notify()
+        self._preparing.shutdown(wait=False)
         self._thread.join(timeout)
 
-    def _join(self, entry: _Entry[J, R]) -> None:
+    # --- on the event loop ---
+
+    def _join(self, entry: _Entry[J, R]) -> Queued:
         with self._wake:
             if not self.alive:
-                raise Unavailable(f"the {self.stage} runner is not working, try again later")
+                raise self._stopped()
             if len(self._queue) >= self.queue_size:
-                batches = len(self._queue) / self.max_batch + 1
-                wait = min(600, max(1, math.ceil(batches * self._last_seconds)))
+                wait = self._retry_after()
                 raise QueueFull(f"{len(self._queue)} requests are waiting, try again in {wait} seconds", wait)
+            if self.ready:
+                entry.work = self._model.result().work(entry.job)
             self._queue.append(entry)
             self._count_waiting()
+            place = self._places()[-1]
+            entry.position = place.position
+            return place
+
+    async def _prepare(self, entry: _Entry[J, R]) -> None:
+        """Makes the entry ready to run, in the order of arrival. Raises what the model says of the job."""
+        model = await asyncio.wrap_future(self._model)
+        try:
+            item = await entry.loop.run_in_executor(self._preparing, model.prepare, entry.job)
+        except InvalidRequest:
+            with self._wake:
+                if entry in self._queue:
+                    self._take(entry, "refused")
+                    self._count_waiting()
+                    self._tell_places()
+            raise
+        except RuntimeError as error:
+            if self._closed:  # nothing is prepared any more
+                raise self._stopped() from error
+            raise
+        with self._wake:
+            entry.work, entry.item = model.work(entry.job), item
             self._wake.notify()
 
     def _leave(self, entry: _Entry[J, R]) -> None:
         with self._wake:
             entry.left = True
             if entry in self._queue:
-                self._queue.remove(entry)
+                self._take(entry, "left")
                 metrics.CANCELLED.labels(self.stage).inc()
                 self._count_waiting()
+                self._tell_places()
+
+    def _stopped(self) -> Unavailable:
+        return Unavailable(f"the {self.stage} runner is not working, try again later")
+
+    # --- of the queue, under the lock ---
+
+    def _take(self, entry: _Entry[J, R], outcome: str) -> None:
+        self._queue.remove(entry)
+        metrics.QUEUE_SECONDS.labels(self.stage, outcome).observe(time.monotonic() - entry.since)
 
     def _count_waiting(self) -> None:
         metrics.QUEUE_DEPTH.labels(self.stage).set(len(self._queue))
 
-    def _work(self) -> None:
-        """The compute thread."""
+    def _places(self) -> list[Queued]:
+        """Where each waiting entry stands. Those before it are taken to run in batches that pay."""
+        position, ahead = self._running.size if self._running else 0, self._remaining()
+        places = []
+        for entry in self._queue:
+            if entry.work is None or not self._pace.knows_anything:
+                places.append(Queued(position, None))
+            else:
+                places.append(Queued(position, ahead + self._pace.seconds(entry.work, 1)))
+                size = self._pace.best_size(entry.work.shape, min(self.max_batch, len(self._queue)))
+                ahead += self._pace.seconds(entry.work, size) / size
+            position += 1
+        return places
+
+    def _tell_places(self) -> None:
+        for entry, place in zip(self._queue, self._places(), strict=True):
+            if place.position != entry.position:
+                entry.position = place.position
+                entry.send(place)
+
+    def _remaining(self) -> float:
+        """Seconds until the running batch should be done."""
+        running = self._running
+        if running is None or not self._pace.knows_anything:
+            return 0.0
+        return self._pace.seconds(running.work, running.size, running.done)
+
+    def _retry_after(self) -> int:
+        """Seconds until a batch leaves the full queue; not the same for all, who would come back at once."""
+        return min(600, max(1, math.ceil(self._remaining() * random.uniform(1.0, 1.25))))
+
+    # --- on the compute thread ---
+
+    def _compute(self) -> None:
+        reason = ""
         try:
-            model = self._load()
-            self.backend = model.backend
-            metrics.BACKEND.labels(self.stage, model.backend).set(1)
-            self.ready = True
+            model = self._load_model()
             while batch := self._next_batch(model):
                 self._run(model, batch)
-        except Exception:
+        except Broken as error:
+            reason = str(error)
+        except Exception as error:
             logger.exception("the %s runner stopped working", self.stage)
-        finally:
-            self.ready = False
-            self._refuse_waiting()
+            reason = f"the {self.stage} runner stopped working: {type(error).__name__}: {error}"
+        closed = self._closed
+        self._refuse_waiting()
+        if not closed:
+            self._on_broken(reason)
+
+    def _load_model(self) -> Model:
+        model = self._load()
+        if model.max_batch is not None and model.max_batch < self.max_batch:
+            raise Broken(
+                f"HUVIDPO_MAX_BATCH: got {self.max_batch}, the {self.stage} engine takes at most "
+                f"{model.max_batch}: lower it, or build the engine for more"
+            )
+        self.backend = model.backend
+        metrics.BACKEND.labels(self.stage, model.backend).set(1)
+        self._model.set_result(model)
+        return model
 
     def _refuse_waiting(self) -> None:
         with self._wake:
             self._closed = True
-            for entry in self._queue:
-                entry.send(Unavailable(f"the {self.stage} runner is not working, try again later"))
-            self._queue.clear()
+            for entry in list(self._queue):
+                self._take(entry, "refused")
+                entry.send(self._stopped())
             self._count_waiting()
+        if not self._model.done():
+            self._model.set_exception(self._stopped())
 
     def _next_batch(self, model: Model) -> list[_Entry[J, R]]:
         """Waits for work; empty when closed."""
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._queue or self._closed)
+        with self._wake:
+            while True:
+                idle = not self._waiting()
+                self._wake.wait_for(lambda: self._waiting() or self._closed)
                 if self._closed:
                     return []
-                waiting = list(self._queue)
-            batch: list[_Entry[J, R]] = []
-            for entry in waiting:
-                if len(batch) == self.max_batch:
-                    break
-                if self._prepare(model, entry) and all(
-                    model.can_share(other.item, entry.item) for other in batch
-                ):
-                    batch.append(entry)
-            with self._wake:
-                batch = [entry for entry in batch if not entry.left]
-                for entry in batch:
-                    self._queue.remove(entry)
-                self._count_waiting()
-            if batch:
-                return batch
+                if idle:
+                    self._linger()
+                if self._closed:
+                    return []
+                if batch := self._choose(model):
+                    for entry in batch:
+                        self._take(entry, "ran")
+                    assert batch[0].work is not None
+                    self._running = _Running(batch[0].work, len(batch))
+                    self._count_waiting()
+                    self._tell_places()
+                    return batch
 
-    def _prepare(self, model: Model, entry: _Entry[J, R]) -> bool:
-        if entry.item is None:
-            try:
-                entry.item = model.prepare(entry.job)
-            except Exception as error:
-                with self._wake:
-                    if entry in self._queue:
-                        self._queue.remove(entry)
-                entry.send(error)
-                return False
-        return True
+    def _waiting(self) -> list[_Entry[J, R]]:
+        return [entry for entry in self._queue if entry.item is not None]
+
+    def _linger(self) -> None:
+        """Clients that came together get their clips together, and so come back within milliseconds: a
+        moment's wait keeps them from running one, then the rest.
+        """
+        work = self._waiting()[0].work
+        if self._last_size > 1 and work is not None and self._pace.gains(work.shape):
+            wait = min(LINGER_SECONDS, LINGER_SHARE * self._pace.seconds(work, 1))
+            self._wake.wait_for(lambda: len(self._waiting()) >= self._last_size or self._closed, wait)
+
+    def _choose(self, model: Model) -> list[_Entry[J, R]]:
+        """The oldest that is ready and those that can share its steps, as many as pay."""
+        waiting = self._waiting()
+        batch = waiting[:1]
+        for entry in waiting[1:]:
+            if all(model.can_share(other.item, entry.item) for other in batch):
+                batch.append(entry)
+        if not batch or batch[0].work is None:
+            return []
+        return batch[: self._pace.best_size(batch[0].work.shape, min(self.max_batch, len(batch)))]
 
     def _run(self, model: Model, batch: list[_Entry[J, R]]) -> None:
+        """Runs a batch, and if it fails each of its jobs alone. Raises Broken."""
+        running = list(batch)  # those still waited for
+        error = self._attempt(model, batch, running)
+        if error is None:
+            return
+        if len(batch) == 1:
+            self._fail(running, error)
+            return
+        # as text, and without its frames: they hold the batch's tensors, perhaps all memory there is
+        text = "".join(traceback.format_exception(error))
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        logger.warning(
+            "a batch of %d failed in the %s runner, one by one now\n%s", len(batch), self.stage, text
+        )
+        for entry in running:
+            if not (entry.left or self._closed):
+                self._run(model, [entry])
+
+    def _fail(self, running: Sequence[_Entry[J, R]], error: Exception) -> None:
+        """Tells the one who waits for a lone job. Raises Broken."""
+        for entry in running:
+            entry.send(error)
+        if row_of(error) is not INTERNAL:
+            return
+        self._failures += 1
+        if self._failures == MAX_FAILURES:
+            raise Broken(
+                f"{MAX_FAILURES} jobs in a row failed in the {self.stage} runner, "
+                f"the last by {type(error).__name__}: {error}"
+            )
+
+    def _attempt(
+        self, model: Model, batch: list[_Entry[J, R]], running: list[_Entry[J, R]]
+    ) -> Exception | None:
+        """Answers the jobs of `batch` and returns None, or returns why it failed; takes those that left from
+        `running`.
+        """
+        assert batch[0].work is not None
+        now = _Running(batch[0].work, len(batch))
+        self._running, self._last_size = now, len(batch)
         started = time.monotonic()
-        running = list(batch)
+        last = _clocks()
 
         def on_step(step: int, total: int, _latents: Any) -> list[bool]:
+            nonlocal last
             metrics.STEPS.labels(self.stage).inc(len(running))
+            before, last = last, _clocks()
+            seconds, computing = last[0] - before[0], last[1] - before[1]
+            with self._wake:
+                now.done = step
+                if step > 1 or total == 1:  # the first took what comes before the steps too
+                    effort = computing if model.on_cpu else seconds
+                    self._pace.learn_step(now.work.shape, len(running), seconds, effort)
             keep = [not (entry.left or self._closed) for entry in running]
             running[:] = [entry for entry, kept in zip(running, keep, strict=True) if kept]
             for entry in running:
@@ -218,25 +419,23 @@ class Batcher(Generic[J, R]):
         except Cancelled:
             results = [None] * len(batch)
         except Exception as error:
-            self._after_failure(model, running, error)
-            return
-        self._last_seconds = time.monotonic() - started
+            return error
+        finally:
+            self._running = None
+        self._failures = 0
+        seconds = time.monotonic() - started
+        with self._wake:
+            self._pace.learn_whole(now.work, len(batch), seconds)
         for entry, result in zip(batch, results, strict=True):
             if result is not None:
-                entry.send(Done(result, started - entry.since, self._last_seconds))
+                entry.send(Done(result, started - entry.since, seconds))
             elif entry.left:
                 metrics.CANCELLED.labels(self.stage).inc()
             else:
                 entry.send(Unavailable(f"the {self.stage} runner is shutting down, try again"))
+        return None
 
-    def _after_failure(self, model: Model, running: list[_Entry[J, R]], error: Exception) -> None:
-        """One bad request, or a batch too large for the device, must not fail the others: each runs alone."""
-        if len(running) == 1:
-            running[0].send(error)
-            return
-        logger.warning(
-            "a batch of %d failed in the %s runner, one by one now", len(running), self.stage, exc_info=error
-        )
-        for entry in running:
-            if not (entry.left or self._closed):
-                self._run(model, [entry])
+
+def _clocks() -> tuple[float, float]:
+    """Seconds of the wall clock, and of computing by all threads of this process."""
+    return time.monotonic(), time.process_time()

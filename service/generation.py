@@ -6,6 +6,7 @@ import asyncio
 import base64
 import dataclasses
 import math
+import random
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -21,6 +22,7 @@ from service.images import read_first_frame
 from service.schemas import MEDIA_TYPES, Format, GenerateRequest, RunnerJob
 from service.settings import Settings
 
+UNKNOWN_SECONDS = 5.0  # to wait for a place while nothing is known of how long clips take
 LEAVING = "the service is shutting down, try again in a few seconds"
 
 
@@ -43,9 +45,14 @@ class Started:
 
 @dataclass(frozen=True)
 class Queued:
-    """The runner of `stage` ("first_frame" or "video") has the request in its queue."""
+    """The runner of `stage` ("first_frame" or "video") has the request in its queue; said again when it moves
+    up. `position` others run or wait before it. In `eta` seconds the clip should be done; None while too few
+    were made to tell.
+    """
 
     stage: str
+    position: int
+    eta: float | None
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Generation:
     draining: bool = field(default=False, init=False)
     _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for
     _end: float = field(default=math.inf, init=False)  # loop time, of the drain
+    _ends: dict[int, float] = field(default_factory=dict, init=False)  # loop time a plan's clip is expected
+    _animating: float | None = field(default=None, init=False)  # seconds from first frame to clip, lately
 
     def drain(self, seconds: float) -> None:
         """Admits nothing more; what is in flight after `seconds` raises Unavailable. For the event loop."""
@@ -140,9 +149,18 @@ class Generation:
         if self.draining:
             raise Unavailable(LEAVING)
         if self.in_flight >= self.settings.max_in_flight:
-            raise QueueFull(f"{self.in_flight} requests are being worked on, try again in a few seconds", 5)
+            wait = self._retry_after()
+            raise QueueFull(
+                f"{self.in_flight} requests are being worked on, try again in {wait} seconds", wait
+            )
         self.in_flight += 1
         metrics.IN_FLIGHT.inc()
+
+    def _retry_after(self) -> int:
+        """Seconds until the next clip should be done; a little different for each who asks."""
+        now = asyncio.get_running_loop().time()
+        left = min(self._ends.values(), default=now + UNKNOWN_SECONDS) - now
+        return max(1, math.ceil(left * random.uniform(1.0, 1.25)))
 
     def _exit(self) -> None:
         self.in_flight -= 1
@@ -174,9 +192,14 @@ class Generation:
         """The second stage alone: first frame -> clip."""
         job = _job(plan)
         job.first_frame = base64.b64encode(png).decode("ascii")
+        started = asyncio.get_running_loop().time()
         async with aclosing(self._run("video", self.video, job, plan)) as events:
             async for event in events:
-                yield self._finished(plan, event) if isinstance(event, str) else event
+                if isinstance(event, str):
+                    self._animating = asyncio.get_running_loop().time() - started
+                    yield self._finished(plan, event)
+                else:
+                    yield event
 
     def _finished(self, plan: Plan, data: str) -> Finished:
         for stage, value in plan.seconds.items():
@@ -222,22 +245,33 @@ class Generation:
         self, stage: str, runner: Runner, job: RunnerJob, plan: Plan
     ) -> AsyncGenerator[Queued | Progress | str, None]:
         """Queued and Progress of one stage, then its result in base64; seconds and backend go to `plan`."""
-        async with aclosing(self._until(runner(job), plan.deadline)) as lines:
-            async for line in lines:
-                if line["event"] == "queued":
-                    yield Queued(stage)
-                elif line["event"] == "step":
-                    yield Progress(stage, line["step"], line["total"])
-                elif line["event"] == "error":
-                    raise from_dict(line)
-                elif line["event"] == "done":
-                    plan.seconds["queue"] += line["queued"]
-                    plan.seconds[stage] = line["seconds"]
-                    plan.seconds["encode"] += line["encode"]
-                    plan.backends[stage] = line["backend"]
-                    yield line["data"]
-                    return
+        try:
+            async with aclosing(self._until(runner(job), plan.deadline)) as lines:
+                async for line in lines:
+                    if line["event"] == "queued":
+                        yield Queued(stage, line["position"], self._expect(plan, stage, line["eta"]))
+                    elif line["event"] == "step":
+                        yield Progress(stage, line["step"], line["total"])
+                    elif line["event"] == "error":
+                        raise from_dict(line)
+                    elif line["event"] == "done":
+                        plan.seconds["queue"] += line["queued"]
+                        plan.seconds[stage] = line["seconds"]
+                        plan.seconds["encode"] += line["encode"]
+                        plan.backends[stage] = line["backend"]
+                        yield line["data"]
+                        return
+        finally:
+            self._ends.pop(id(plan), None)
         raise RuntimeError(f"the {stage} runner ended without a result")
+
+    def _expect(self, plan: Plan, stage: str, eta: float | None) -> float | None:
+        """Seconds until the clip should be done, from those until `stage` is; remembers when that will be."""
+        after = 0.0 if stage == "video" else self._animating
+        if eta is None or after is None:
+            return None
+        self._ends[id(plan)] = asyncio.get_running_loop().time() + eta + after
+        return eta + after
 
     async def _until(
         self, lines: AsyncGenerator[dict[str, Any], None], deadline: float

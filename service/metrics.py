@@ -33,6 +33,12 @@ BATCH_SIZE = Histogram("huvidpo_batch_size", "Requests denoised together.", ["st
 QUEUE_DEPTH = Gauge(
     "huvidpo_queue_depth", "Requests waiting in a runner.", ["stage"], multiprocess_mode="livesum"
 )
+QUEUE_SECONDS = Histogram(
+    "huvidpo_queue_seconds",
+    "Seconds a job waited in a runner until it ran, was refused or its client left.",
+    ["stage", "outcome"],
+    buckets=_SECONDS,
+)
 STEPS = Counter(
     "huvidpo_denoising_steps", "Denoising steps done, counted once per clip of the batch.", ["stage"]
 )

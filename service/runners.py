@@ -1,6 +1,7 @@
 """What the two runner processes do: a job in, lines of JSON out. No BentoML here.
 
-    {"event": "queued"}                                     at once: the job is accepted
+    {"event": "queued", "position": jobs before it, "eta": seconds until done, or null}
+                                                            when it has its place, and when that moves up
     {"event": "step", "step": 3, "total": 20}               after every denoising step
     {"event": "done", "data": base64, "queued": seconds, "seconds": seconds, "encode": seconds,
      "backend": what it ran on}
@@ -11,10 +12,12 @@ Heavy imports sit inside the functions that the compute thread calls.
 
 import asyncio
 import base64
+import copy
 import json
 import logging
+import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +26,10 @@ import numpy as np
 from huvidpo import video
 from huvidpo.config import ClipRequest, SamplingOptions
 from service import metrics
-from service.batching import Batcher, Done, OnStep, Step
+from service.batching import Batcher, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
 from service.images import from_png, to_png
+from service.pace import Work
 from service.schemas import RunnerJob
 from service.settings import Settings
 
@@ -36,20 +40,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Encode = Callable[[RunnerJob, np.ndarray], str]
+BACK_OFF_SECONDS = 5.0
 VideoItem = tuple[ClipRequest, np.ndarray]
 
 
 class FirstFrameModel:
     def __init__(self, pipeline: "FirstFramePipeline"):
-        self.pipeline = pipeline
-        self.backend = pipeline.backend
+        self.pipeline, self._checking = pipeline, copy.copy(pipeline)
+        # of its own: a tokenizer serves one thread at a time, and jobs are checked beside the computing one
+        self._checking.pipe = copy.copy(pipeline.pipe)
+        for name in ("tokenizer", "tokenizer_2"):
+            setattr(self._checking.pipe, name, copy.deepcopy(getattr(pipeline.pipe, name)))
+        self.backend, self.max_batch = pipeline.backend, _max_batch([pipeline.pipe.unet])
+        self.on_cpu = pipeline.pipe.unet.device.type == "cpu"
         self.can_share = pipeline.can_share_batch
+
+    def work(self, job: RunnerJob) -> Work:
+        options = SamplingOptions(**job.options)
+        shape = (options.first_frame_size, options.first_frame_guidance > 1)
+        return Work(shape, options.first_frame_steps)
 
     def prepare(self, job: RunnerJob) -> ClipRequest:
         clip = to_clip_request(job)
-        self.pipeline.check_inputs(
-            [clip]
-        )  # here, so that a bad request does not fail the batch it would share
+        # here, so that a bad request does not fail the batch it would share
+        self._checking.check_inputs([clip])
         return clip
 
     def run(self, items: Sequence[ClipRequest], on_step: OnStep) -> Sequence[np.ndarray | None]:
@@ -58,14 +72,21 @@ class FirstFrameModel:
 
 class VideoModel:
     def __init__(self, pipeline: "VideoPipeline"):
-        self.pipeline = pipeline
-        self.backend = pipeline.backend
+        self.pipeline, self._checking = pipeline, copy.copy(pipeline)
+        self._checking.tokenizer = copy.deepcopy(pipeline.tokenizer)  # see FirstFrameModel
+        self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
+        self.on_cpu = pipeline.text_encoder.device.type == "cpu"
+
+    def work(self, job: RunnerJob) -> Work:
+        options = SamplingOptions(**job.options)
+        shape = (options.frames, options.height, options.width, options.guidance > 1, options.sampler)
+        return Work(shape, options.steps)
 
     def prepare(self, job: RunnerJob) -> VideoItem:
         if job.first_frame is None:
             raise ValueError("a video job without a first frame")
         clip, frame = to_clip_request(job), from_png(job.first_frame)
-        self.pipeline.check_inputs([clip], [frame])
+        self._checking.check_inputs([clip], [frame])
         return clip, frame
 
     def can_share(self, a: VideoItem, b: VideoItem) -> bool:
@@ -73,6 +94,14 @@ class VideoModel:
 
     def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
         return self.pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
+
+
+def _max_batch(networks: Iterable[Any]) -> int | None:
+    """Requests with guidance, two lines each, that the narrowest of the networks takes; None: any number."""
+    from huvidpo.engines.base import most_lines
+
+    lines = [most for network in networks if (most := most_lines(network)) is not None]
+    return min(lines) // 2 if lines else None
 
 
 def to_clip_request(job: RunnerJob) -> ClipRequest:
@@ -136,11 +165,12 @@ async def stream(
     batcher: Batcher[RunnerJob, np.ndarray], job: RunnerJob, encode: Encode
 ) -> AsyncGenerator[str, None]:
     """The lines of one job. Encoding runs on another thread, so the device goes on with the next batch."""
-    yield _line(event="queued")
     try:
         async with aclosing(batcher.submit(job)) as events:
             async for event in events:
-                if isinstance(event, Step):
+                if isinstance(event, Queued):
+                    yield _line(event="queued", position=event.position, eta=event.eta)
+                elif isinstance(event, Step):
                     yield _line(event="step", step=event.step, total=event.total)
                 else:
                     yield await _done(event, job, encode, batcher.backend)
@@ -160,3 +190,12 @@ async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend
 
 def _line(**fields: Any) -> str:
     return json.dumps(fields) + "\n"
+
+
+def end_process(reason: str) -> None:
+    """Of a runner that is broken: whatever looks after it starts a new one. Until then jobs are refused, for
+    a while, so that a runner that breaks while it loads does not take the machine for itself.
+    """
+    logger.critical("this process ends: %s", reason)
+    time.sleep(BACK_OFF_SECONDS)
+    os._exit(1)

@@ -168,6 +168,12 @@ def sample_inputs(network: str, config: Any, place: Place) -> tuple[Tensor, ...]
     )
 
 
+def most_lines(network: Any) -> int | None:
+    """Lines of a batch that a network takes at most; None for a module, or an engine of any shape."""
+    manifest = getattr(getattr(network, "run", None), "manifest", None)
+    return manifest.inputs[0].max[0] if manifest else None
+
+
 def check_inputs(ports: Sequence[Port], inputs: Sequence[Tensor]) -> None:
     """Raises InvalidRequest for a shape outside the profile, EngineError for another dtype."""
     for port, x in zip(ports, inputs, strict=True):

@@ -270,6 +270,7 @@ def onnxruntime(network: str, category: str, module: Any, place: Place) -> Run:
         arrays = {port.name: x.contiguous().numpy() for port, x in zip(manifest.inputs, inputs, strict=True)}
         return torch.from_numpy(session.run(None, arrays)[0])
 
+    run.manifest = manifest  # type: ignore[attr-defined]
     return run
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from huvidpo.errors import Cancelled, InvalidRequest
-from service.batching import Batcher, Done, OnStep, Step
+from service.batching import Batcher, Done, OnStep, Queued, Step
 from service.errors import QueueFull, Unavailable
+from service.pace import Work
 
 STEPS = 3
 
@@ -24,6 +26,11 @@ class Adder:
     steps: int = 0
     backend: str = "torch"
     fail_above: int = 99  # batches longer than this fail
+    on_cpu: bool = False
+    max_batch: int | None = None
+
+    def work(self, job: tuple[str, int]) -> Work:
+        return Work(job[0], STEPS)
 
     def prepare(self, job: tuple[str, int]) -> tuple[str, int]:
         if job[1] < 0:
@@ -67,7 +74,8 @@ def batcher(model):
 
 async def result(batcher, job):
     events = [event async for event in batcher.submit(job)]
-    assert [event.step for event in events[:-1]] == list(range(1, STEPS + 1))
+    assert isinstance(events[0], Queued)
+    assert [event.step for event in events if isinstance(event, Step)] == list(range(1, STEPS + 1))
     return events[-1].result
 
 
@@ -75,6 +83,11 @@ async def until(condition):
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def prepared(batcher):
+    """Until all that wait could run."""
+    await until(lambda: all(entry.item is not None for entry in batcher._queue))
 
 
 async def start(batcher, *jobs):
@@ -92,7 +105,7 @@ def test_lone_job_runs_at_once_and_reports_every_step(batcher, model):
         return [event async for event in batcher.submit(("a", 1))]
 
     events = asyncio.run(main())
-    assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+    assert events[:-1] == [Queued(0, None), Step(1, 3), Step(2, 3), Step(3, 3)]
     assert isinstance(events[-1], Done)
     assert events[-1].result == 101
     assert events[-1].queued >= 0
@@ -104,6 +117,7 @@ def test_batch_is_what_queued_while_busy_grouped_by_what_can_share(batcher, mode
         tasks = await start(batcher, ("a", 1))
         await until(lambda: model.batches)
         tasks += await start(batcher, ("a", 2), ("b", 3), ("a", 4), ("b", 5))
+        await prepared(batcher)
         model.allow()
         return await asyncio.gather(*tasks)
 
@@ -116,6 +130,7 @@ def test_batches_are_bounded(batcher, model):
         tasks = await start(batcher, ("a", 0))
         await until(lambda: model.batches)
         tasks += await start(batcher, *[("a", i) for i in range(1, 5)])
+        await prepared(batcher)
         model.allow()
         await asyncio.gather(*tasks)
 
@@ -135,6 +150,44 @@ def test_full_queue_is_refused_and_says_when_to_come_back(batcher, model):
         await asyncio.gather(*tasks)
 
     asyncio.run(main())
+
+
+def test_the_full_queue_says_when_the_running_batch_should_end(batcher, model):
+    """A step was learnt to take 4 s; two of three are left."""
+
+    async def main():
+        tasks = await start(batcher, ("a", 0))
+        await until(lambda: model.batches)
+        model.allow(1)
+        await until(lambda: model.steps == 1)
+        batcher._pace.learn_step("a", 1, 4.0, 4.0)
+        tasks += await start(batcher, *[("a", i) for i in range(1, 5)])
+        answers = set()
+        for _ in range(50):
+            with pytest.raises(QueueFull) as refused:
+                await result(batcher, ("a", 5))
+            answers.add(refused.value.retry_after)
+        assert answers <= {8, 9, 10}
+        assert len(answers) > 1, "all would come back at once"
+        model.allow()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_clients_that_came_together_are_waited_for_a_moment(batcher, model):
+    batcher._last_size = 2
+    for size, seconds in {1: 1000.0, 2: 1000.0}.items():  # of a step: two together gain
+        batcher._pace.learn_step("a", size, seconds, seconds)
+    model.allow()
+
+    async def main():
+        return await asyncio.gather(result(batcher, ("a", 1)), result(batcher, ("a", 2)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.batching.LINGER_SECONDS", 5.0)
+        assert asyncio.run(main()) == [101, 102]
+    assert model.batches == [[1, 2]]
 
 
 def test_leaving_the_queue_makes_room_and_is_never_run(batcher, model):
@@ -157,6 +210,7 @@ def test_a_job_nobody_waits_for_stops_within_one_step(batcher, model):
     async def main():
         async with aclosing(batcher.submit(("a", 0))) as events:
             model.allow(1)
+            assert await anext(events) == Queued(0, None)
             assert await anext(events) == Step(1, 3)
         model.allow()
         await until(lambda: model.steps == 2)
@@ -171,6 +225,7 @@ def test_one_of_a_batch_leaves_and_the_others_go_on(batcher, model):
         tasks = await start(batcher, ("a", 0))
         await until(lambda: model.batches)
         tasks += await start(batcher, ("a", 1), ("a", 2), ("a", 3))
+        await prepared(batcher)
         model.allow(STEPS + 1)
         await until(lambda: model.steps == STEPS + 1)
         tasks.pop(2).cancel()
@@ -187,28 +242,55 @@ def test_a_job_that_cannot_be_prepared_fails_alone(batcher, model):
         tasks = await start(batcher, ("a", 0))
         await until(lambda: model.batches)
         tasks += await start(batcher, ("a", 1), ("a", -1), ("a", 2))
+        with pytest.raises(InvalidRequest) as refused:
+            await tasks[2]  # the device is held: who is told now is told while it is busy
+        assert refused.value.field == "number"
+        assert (model.steps, batcher.depth) == (0, 2)
+        await prepared(batcher)
         model.allow()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    first, second, bad, third = asyncio.run(main())
+    first, second, _, third = asyncio.run(main())
     assert (first, second, third) == (100, 101, 102)
-    assert isinstance(bad, InvalidRequest)
-    assert bad.field == "number"
-    assert batcher.depth == 0
+    assert model.batches == [[0], [1, 2]]
+
+
+async def one_then_two(batcher, model):
+    """The results of a lone job and of two that share the batch after it."""
+    tasks = await start(batcher, ("a", 0))
+    await until(lambda: model.batches)
+    tasks += await start(batcher, ("a", 1), ("a", 2))
+    await prepared(batcher)
+    model.allow()
+    return await asyncio.gather(*tasks)
 
 
 def test_a_failed_batch_is_run_again_one_by_one(batcher, model):
     model.fail_above = 1
-
-    async def main():
-        tasks = await start(batcher, ("a", 0))
-        await until(lambda: model.batches)
-        tasks += await start(batcher, ("a", 1), ("a", 2))
-        model.allow()
-        return await asyncio.gather(*tasks)
-
-    assert asyncio.run(main()) == [100, 101, 102]
+    assert asyncio.run(one_then_two(batcher, model)) == [100, 101, 102]
     assert model.batches == [[0], [1, 2], [1], [2]]
+
+
+def test_what_failed_together_is_freed_before_it_runs_alone(batcher, model):
+    """An error's traceback holds the frames it passed, and so the tensors of a batch too large for memory."""
+    tensors: list[weakref.ref] = []
+    held_when_alone = []
+    run = model.run
+
+    class Tensor:
+        pass
+
+    def run_holding(items, on_step):
+        if len(items) > 1:
+            held = Tensor()
+            tensors.append(weakref.ref(held))
+            raise MemoryError("batch too large")
+        held_when_alone.extend(tensor() for tensor in tensors)
+        return run(items, on_step)
+
+    model.run = run_holding
+    assert asyncio.run(one_then_two(batcher, model)) == [100, 101, 102]
+    assert held_when_alone == [None, None]
 
 
 def test_a_lone_failure_reaches_its_caller(batcher, model):
@@ -220,6 +302,61 @@ def test_a_lone_failure_reaches_its_caller(batcher, model):
 
     asyncio.run(main())
     assert batcher.alive
+
+
+def test_three_lone_failures_in_a_row_stop_the_runner(model):
+    reasons = []
+    batcher = Batcher("test", lambda: model, max_batch=3, queue_size=4, on_broken=reasons.append)
+
+    async def fail():
+        model.fail_above = 0
+        with pytest.raises(MemoryError):
+            await result(batcher, ("a", 1))
+
+    async def main():
+        model.allow()
+        await fail()
+        await fail()
+        model.fail_above = 99
+        assert await result(batcher, ("a", 1)) == 101  # the row is broken
+        with pytest.raises(InvalidRequest):
+            await result(batcher, ("a", -1))  # a fault of the caller does not count
+        await fail()
+        await fail()
+        assert batcher.alive
+        await fail()
+        await until(lambda: not batcher.alive)
+        with pytest.raises(Unavailable):
+            await result(batcher, ("a", 1))
+
+    asyncio.run(main())
+    assert reasons == ["3 jobs in a row failed in the test runner, the last by MemoryError: batch too large"]
+
+
+def test_a_batch_that_the_engine_cannot_take_refuses_the_start(model):
+    reasons = []
+    model.max_batch = 2
+    batcher = Batcher("test", lambda: model, max_batch=3, queue_size=4, on_broken=reasons.append)
+    asyncio.run(until(lambda: reasons))
+    assert not batcher.ready
+    assert "HUVIDPO_MAX_BATCH: got 3, the test engine takes at most 2" in reasons[0]
+
+
+def test_places_in_the_queue_are_told_and_told_again_when_they_move_up(batcher, model):
+    async def main():
+        (lone,) = await start(batcher, ("a", 0))
+        await until(lambda: model.batches)
+        events = batcher.submit(("a", 1)), batcher.submit(("b", 2))
+        assert [await anext(one) for one in events] == [Queued(1, None), Queued(2, None)]
+        first, last = [asyncio.ensure_future(anext(one)) for one in events]
+        await prepared(batcher)
+        model.allow(2 * STEPS)
+        await lone
+        assert await last == Queued(1, pytest.approx(0, abs=60))  # something is known of steps now
+        first.cancel()
+        await asyncio.wait([first])
+
+    asyncio.run(main())
 
 
 def test_closing_answers_everyone_waiting(model):

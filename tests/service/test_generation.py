@@ -18,8 +18,9 @@ from huvidpo.video import decode
 from service import runners
 from service.batching import Batcher, OnStep
 from service.errors import QueueFull, TimedOut, Unavailable
-from service.generation import Finished, Generation, Progress, Started
+from service.generation import Finished, Generation, Progress, Queued, Started
 from service.images import to_png
+from service.pace import Work
 from service.schemas import GenerateRequest
 from service.settings import Settings
 
@@ -34,6 +35,12 @@ class Painter:
     steps: int = 0
     error: Exception | None = None
     backend: str = "torch"
+    on_cpu: bool = False
+    max_batch: int | None = None
+
+    def work(self, job) -> Work:
+        options = runners.to_clip_request(job).options
+        return Work(options.frames, options.steps if self.video else options.first_frame_steps)
 
     def prepare(self, job):
         return runners.to_clip_request(job), job.first_frame
@@ -122,6 +129,15 @@ def test_events_of_a_request(rig):
     assert fps == 8
 
 
+def test_waiting_is_told_with_the_seconds_to_expect(rig):
+    def waits(events):
+        return [(event.stage, event.position, event.eta) for event in events if isinstance(event, Queued)]
+
+    assert waits(asyncio.run(rig.events(steps=2))) == [("first_frame", 0, None), ("video", 0, None)]
+    (_, _, whole), (_, _, rest) = waits(asyncio.run(rig.events(steps=2)))
+    assert whole > rest > 0
+
+
 @pytest.mark.parametrize(("format", "media_type"), [("gif", "image/gif"), ("webp", "image/webp")])
 def test_other_formats(rig, format, media_type):
     assert asyncio.run(rig.events(steps=1, format=format))[-1].media_type == media_type
@@ -202,8 +218,13 @@ def test_in_flight_requests_are_bounded():
         first = asyncio.ensure_future(rig.events(steps=1))
         while not rig.painters["video"].seen:
             await asyncio.sleep(0.005)
-        with pytest.raises(QueueFull):
+        with pytest.raises(QueueFull) as refused:
             await rig.events()
+        assert 5 <= refused.value.retry_after <= 7  # nothing was made yet: a guess, not the same for all
+        rig.core._ends = {0: asyncio.get_running_loop().time() + 40}
+        with pytest.raises(QueueFull) as refused:
+            await rig.events()
+        assert 40 <= refused.value.retry_after <= 50
         rig.painters["video"].permits.release(1)
         return await first
 

@@ -1,0 +1,82 @@
+"""What is learnt of steps, with a clock that the tests move."""
+
+import pytest
+
+from service.pace import FORGET_SECONDS, Pace, Work
+
+WORK = Work("wide", steps=10)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def pace(clock):
+    return Pace(clock)
+
+
+def learn(pace, size, seconds, effort=None, shape="wide"):
+    pace.learn_step(shape, size, seconds, seconds if effort is None else effort)
+
+
+def test_seconds_are_steps_and_the_rest(pace):
+    learn(pace, 1, 0.5)
+    pace.learn_whole(WORK, 1, 6.0)  # 5 of them in steps
+    assert pace.seconds(WORK, 1) == pytest.approx(6.0)
+    assert pace.seconds(WORK, 1, done=8) == pytest.approx(2.0)
+    assert pace.seconds(Work("wide", 20), 1) == pytest.approx(11.0)
+
+
+def test_one_slow_step_counts_for_nothing(pace):
+    for seconds in (0.5, 0.5, 20.0):
+        learn(pace, 1, seconds)
+    assert pace.seconds(WORK, 1) == pytest.approx(5.0)
+
+
+def test_the_unknown_is_taken_from_what_is_near(pace):
+    with pytest.raises(LookupError):
+        pace.seconds(WORK, 1)
+    learn(pace, 2, 0.6)
+    assert pace.seconds(WORK, 4) == pytest.approx(12.0)
+    assert pace.seconds(Work("never seen", 10), 1) == pytest.approx(3.0)
+
+
+def test_batches_are_as_large_as_pays(pace):
+    assert pace.best_size("wide", 4) == 4  # not tried yet
+    for size, effort in {1: 1.0, 2: 1.6, 3: 2.3, 4: 4.0}.items():
+        learn(pace, size, effort)
+    assert pace.best_size("wide", 4) == 3  # .77 each; 1.0 in fours
+    assert pace.best_size("wide", 2) == 2
+    assert pace.best_size("wide", 1) == 1
+    assert pace.gains("wide")
+
+
+def test_a_shape_that_gains_nothing_is_not_batched(pace):
+    for size in (1, 2, 3, 4):
+        learn(pace, size, 1.02 * size)
+    assert pace.best_size("wide", 4) == 1
+    assert not pace.gains("wide")
+
+
+def test_a_neighbour_on_the_cores_changes_no_choice(pace):
+    """Alone a step of one takes 1 s; the batch met a neighbour and took thrice as long as it computed."""
+    learn(pace, 1, seconds=1.0, effort=1.0)
+    learn(pace, 4, seconds=9.0, effort=3.0)
+    assert pace.best_size("wide", 4) == 4
+
+
+def test_old_findings_are_tried_again(pace, clock):
+    for size in (1, 2):
+        learn(pace, size, 1.0 * size)
+    assert pace.best_size("wide", 2) == 1
+    clock.now += FORGET_SECONDS
+    assert pace.best_size("wide", 2) == 2
