@@ -14,6 +14,7 @@ BentoML 1.4.39:
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -42,6 +43,9 @@ _COMMON: dict[str, Any] = {
     "traffic": {
         "timeout": SETTINGS.request_timeout + 60
     },  # the last resort: ours fires first, and answers in our shape
+    "logging": {
+        "access": {"enabled": False}
+    },  # the guard writes a line for every answer, BentoML for its own
 }
 _RUNNER = _COMMON | {"runner_connection": {"max_requests": 10**9, "max_age": 1e9}}
 # All there is. Left out on purpose: BentoML's page at "/", which loads a tracker from another site.
@@ -55,7 +59,12 @@ class GuardedService(bentoml.Service):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         from service.http import Guard
+        from service.metrics import forget_the_dead
 
+        logging.getLogger("service").setLevel(
+            logging.INFO
+        )  # BentoML shows warnings only, unless told otherwise
+        forget_the_dead()
         max_body = SETTINGS.max_body_mib * 2**20 if is_main else RUNNER_BODY
         return Guard(super().to_asgi(is_main), max_body=max_body, paths=PATHS)
 

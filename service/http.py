@@ -4,8 +4,9 @@ import asyncio
 import json
 import logging
 import re
+import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 
 from service.errors import INTERNAL, STATUS_CODES, TooLarge, WrongMediaType, row_of, to_dict
 from service.generation import Finished, Generation
-from service.metrics import REQUESTS
+from service.metrics import ANSWERS, REQUESTS
+from service.request_id import REQUEST_ID
 from service.schemas import GenerateRequest, parse
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+access = logging.getLogger("service.access")
+LEFT = 499  # the client went before there was an answer
+_KEPT_HEADERS = {b"allow", b"content-range", b"retry-after", b"www-authenticate"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MESSAGES = {
     404: "there is nothing at this path; clips are made by POST /generate_video",
@@ -39,6 +44,8 @@ class Guard:
     pickle above all); exceptions, and error answers made by the framework, leave it in the one JSON shape.
 
     Every answer carries X-Request-Id: the caller's own when it is 1-64 of A-Z a-z 0-9 . _ -, else a new one.
+    Every answer, whoever made it, has one line in the log and counts once in the metric. What is not HTTP,
+    such as a websocket, is closed here.
     """
 
     def __init__(
@@ -50,31 +57,60 @@ class Guard:
         self.paths, self.prefixes = paths, prefixes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._close(scope, send)
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        REQUEST_ID.set(request_id)
+        answer, started = _Answer(send, request_id), time.monotonic()
         try:
-            if scope["path"] not in self.paths and not scope["path"].startswith(self.prefixes):
-                await answer.fail_status(404)
-                return
-            body = (
-                await self._read(headers, receive)
-                if scope["method"] in ("POST", "PUT", "PATCH", "DELETE")
-                else None
-            )
-            await self.app(scope, receive if body is None else _replay(body, receive), answer.send)
-            await answer.finish()
+            await self._answer(scope, headers, receive, answer)
         except _Disconnected:
-            return
+            answer.status = LEFT
         except Exception as error:
             if row_of(error) is INTERNAL:
                 logger.exception("request %s failed", request_id)
             await answer.fail(error)
+        except asyncio.CancelledError:
+            answer.status = answer.status or LEFT
+            raise
+        finally:
+            self._account(scope, answer.status or LEFT, time.monotonic() - started, request_id)
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer") -> None:
+        if not self._known(scope["path"]):
+            await answer.fail_status(404)
+            return
+        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            receive = _replay(await self._read(headers, receive), receive)
+        await self.app(scope, receive, answer.send)
+        await answer.finish()
+
+    def _known(self, path: str) -> bool:
+        return path in self.paths or path.startswith(self.prefixes)
+
+    def _account(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        """One line and one count. No label comes from a stranger: what has no own path here is "other"."""
+        path = scope["path"]
+        label = (
+            path if path in self.paths else next((p for p in self.prefixes if path.startswith(p)), "other")
+        )
+        ANSWERS.labels(label, str(status)).inc()
+        client = (scope.get("client") or ("-",))[0]
+        line = "%s %s %r %d %.3f s %s"
+        access.info(line, client, scope.get("method", "-"), path[:200], status, seconds, request_id)
+
+    async def _close(self, scope: Scope, send: Send) -> None:
+        """A websocket is refused before it is accepted; uvicorn answers that with 403."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+            self._account(scope, 403, 0.0, uuid.uuid4().hex)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises WrongMediaType, TooLarge."""
@@ -124,12 +160,14 @@ class _Answer:
     def __init__(self, send: Send, request_id: str):
         self._send, self.request_id = send, request_id
         self.started = False
+        self.status = 0  # of the answer, once there is one
         self._held: Message | None = None
         self._body = b""
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message)["x-request-id"] = self.request_id
+            self.status = message["status"]
             if message["status"] >= 400:
                 self._held = message
                 return
@@ -147,22 +185,26 @@ class _Answer:
             await self._send(self._held)
             await self._send({"type": "http.response.body", "body": self._body})
         else:
-            await self.fail_status(self._held["status"])
+            kept = [(name, value) for name, value in self._held["headers"] if name.lower() in _KEPT_HEADERS]
+            await self.fail_status(self._held["status"], kept)
 
-    async def fail_status(self, status: int) -> None:
-        """Our shape for an answer the framework made."""
+    async def fail_status(self, status: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Our shape for an answer the framework made, with those of its headers that say what to do."""
         code = STATUS_CODES.get(status, "bad_request" if status < 500 else INTERNAL.code)
         message = _MESSAGES.get(
             status, "the request was refused" if status < 500 else to_dict(RuntimeError())["message"]
         )
-        await self._respond(problem_response(status, {"code": code, "message": message}, self.request_id))
+        response = problem_response(status, {"code": code, "message": message}, self.request_id)
+        ours = {name.lower() for name, _ in response.raw_headers}
+        response.raw_headers += [(name, value) for name, value in headers if name.lower() not in ours]
+        await self._respond(response)
 
     async def fail(self, error: Exception) -> None:
         if not self.started:  # else the client has half an answer: closing the connection is all that is left
             await self._respond(error_response(error, self.request_id))
 
     async def _respond(self, response: Response) -> None:
-        self.started = True
+        self.started, self.status = True, response.status_code
         response.headers["x-request-id"] = self.request_id
         await self._send(
             {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}

@@ -3,7 +3,13 @@
 Import it only where a service is constructed: prometheus_client reads PROMETHEUS_MULTIPROC_DIR when imported.
 """
 
+import os
+import re
+from pathlib import Path
+
+import psutil
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.multiprocess import mark_process_dead
 
 STAGES = ("queue", "first_frame", "video", "encode")
 _SECONDS = (
@@ -24,6 +30,7 @@ _SECONDS = (
 )  # floats: ints break parsers
 _SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 
+ANSWERS = Counter("huvidpo_http_answers", "HTTP answers, by path (others: other).", ["path", "status"])
 REQUESTS = Counter("huvidpo_requests", "Requests answered.", ["outcome", "category"])
 IN_FLIGHT = Gauge("huvidpo_requests_in_flight", "Requests being worked on.", multiprocess_mode="livesum")
 STAGE_SECONDS = Histogram(
@@ -60,3 +67,12 @@ LOAD_SECONDS = Histogram(
     ["stage"],
     buckets=_SECONDS,
 )
+
+
+def forget_the_dead() -> None:
+    """Drops the gauges of processes that were killed: what waited in them waits no more. For every start."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    for file in Path(folder).glob("gauge_live*.db") if folder else ():
+        pid = re.search(r"_(\d+)\.db$", file.name)
+        if pid and not psutil.pid_exists(int(pid[1])):
+            mark_process_dead(int(pid[1]))

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from service.errors import Unavailable
+from service.request_id import REQUEST_ID
 from service.schemas import RunnerJob
 
 
@@ -25,9 +26,8 @@ async def run(proxy: Any, job: RunnerJob, accept_timeout: float) -> AsyncGenerat
     try:
         session = await _session(proxy)
         async with asyncio.timeout(accept_timeout):
-            response = await session.post(
-                "/run", data=job.model_dump_json().encode(), headers={"Content-Type": "application/json"}
-            )
+            headers = {"Content-Type": "application/json", "X-Request-Id": REQUEST_ID.get()}
+            response = await session.post("/run", data=job.model_dump_json().encode(), headers=headers)
         if response.status != 200:
             raise RuntimeError(f"the runner answered {response.status}: {(await response.text())[:500]}")
         async for line in _lines(response.content):

@@ -30,6 +30,7 @@ from service.batching import Batcher, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
 from service.images import from_png, to_png
 from service.pace import Work
+from service.request_id import REQUEST_ID
 from service.schemas import RunnerJob
 from service.settings import Settings
 
@@ -176,7 +177,7 @@ async def stream(
                     yield await _done(event, job, encode, batcher.backend)
     except Exception as error:
         if row_of(error) is INTERNAL:
-            logger.exception("a job failed in the %s runner", batcher.stage)
+            logger.exception("request %s failed in the %s runner", REQUEST_ID.get(), batcher.stage)
         yield _line(event="error", **to_dict(error))
 
 

@@ -282,6 +282,16 @@ def test_health_and_metrics(server):
     assert server.metric("huvidpo_stage_seconds_count", stage="encode") >= 1
 
 
+def test_a_websocket_is_refused(server):
+    head = "GET /made-up-path-18 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.client.base_url.port), timeout=60) as upgrade:
+        upgrade.sendall(head.encode())
+        status = upgrade.recv(100).split()[1]
+    assert int(status) in (403, 404)  # 404: uvicorn without a websocket library takes it as a plain request
+    assert "made-up-path-18" not in server.client.get("/metrics").text
+
+
 def test_schema_lists_the_endpoint(server):
     """For BentoML's own client and for whoever reads OpenAPI."""
     routes = {route["name"]: route for route in server.client.get("/schema.json").json()["routes"]}

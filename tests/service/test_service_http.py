@@ -5,6 +5,7 @@ import json
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
@@ -117,6 +118,52 @@ def test_errors_have_one_shape(app, path, kwargs, status, code):
     response = post(app, path, **kwargs)
     assert response.status_code == status
     assert problem(response)["code"] == code
+
+
+def answers(path, status):
+    return REGISTRY.get_sample_value("huvidpo_http_answers_total", {"path": path, "status": status}) or 0.0
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "kwargs", "status"),
+    [
+        ("/echo", "/echo", {}, 200),
+        ("/echo", "/echo", {"content": b"x" * 101}, 413),
+        ("/echo", "/echo", {"headers": {"content-type": "text/plain"}}, 415),
+        ("/echo", "/echo", {"method": "GET"}, 405),
+        ("/made-up-17", "other", {}, 404),
+        ("/crash", "/crash", {}, 500),
+    ],
+)
+def test_every_answer_has_one_line_and_one_count(app, caplog, path, label, kwargs, status):
+    before = answers(label, str(status))
+    with caplog.at_level("INFO", "service.access"):
+        response = post(app, path, **kwargs)
+    assert answers(label, str(status)) == before + 1
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.access"]
+    assert f"{path!r} {status} " in line
+    assert line.endswith(response.headers["x-request-id"])
+
+
+def test_headers_that_say_what_to_do_are_kept(app):
+    assert post(app, "/echo", method="GET").headers["allow"] == "POST"
+
+
+def test_what_is_not_http_is_closed(app):
+    """And the application, whose metrics would keep its path, sees nothing of it."""
+    scope = {"type": "websocket", "path": "/secret", "headers": []}
+    sent, before = [], answers("other", "403")
+
+    async def send(message):
+        sent.append(message)
+
+    async def main():
+        await Guard(None, max_body=1)(scope, None, send)
+        await Guard(None, max_body=1)({"type": "something new"}, None, send)
+
+    asyncio.run(main())
+    assert sent == [{"type": "websocket.close", "code": 1000}]
+    assert answers("other", "403") == before + 1
 
 
 def test_bodies_without_a_length_are_limited_too(app):
