@@ -26,9 +26,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from export.profiles import ROWS, Network, Span  # noqa: E402
 from unet_forward import BLOCKS, record  # noqa: E402
 
-from export.profiles import ROWS, Network, Span  # noqa: E402
 from export.to_onnx import bind, export_graph  # noqa: E402
 from export.to_tensorrt import build_plan, capabilities_of, peak_bytes  # noqa: E402
 from huvidpo.catalog import load_catalog  # noqa: E402

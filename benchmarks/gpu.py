@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import ROOT, record
 
 from huvidpo.catalog import load_catalog
-from huvidpo.engines.base import Engine, Place, call_module, sample_inputs
+from huvidpo.engines.base import Engine, EngineSpec
+from huvidpo.engines.networks import ROWS, spec_inputs
 from huvidpo.errors import HuViDPOError
 from huvidpo.loading import device_and_dtype
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -73,7 +74,7 @@ def load(network: str, model: str, categories: list[str], backend: str) -> dict[
 
 
 def step_of(network: str, unet: Any) -> Step:
-    return unet.run if isinstance(unet, Engine) else lambda *inputs: call_module(network, unet, inputs)
+    return unet.run if isinstance(unet, Engine) else lambda *inputs: ROWS[network].call(unet, *inputs)
 
 
 def inputs_of(network: str, model: str, config: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -82,7 +83,7 @@ def inputs_of(network: str, model: str, config: Any, dtype: torch.dtype) -> tupl
     height, width = (options.height, options.width) if video else options.first_frame_size
     guided = (options.guidance if video else options.first_frame_guidance) > 1
     factor = 4 if model == "tiny" else 8
-    place = Place(
+    spec = EngineSpec(
         model=model,
         device=torch.device("cuda"),
         lines=2 if guided else 1,
@@ -91,7 +92,7 @@ def inputs_of(network: str, model: str, config: Any, dtype: torch.dtype) -> tupl
         width=width // factor,
         tokens=48 if model == "tiny" else 77,
     )
-    inputs = sample_inputs(network, config, place)
+    inputs = spec_inputs(ROWS[network], config, spec)
     return tuple(x.to("cuda", torch.float32 if x.ndim == 1 else dtype) for x in inputs)
 
 

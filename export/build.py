@@ -28,14 +28,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from export import networks, parity
-from export.profiles import PRECISIONS, ROWS, Network, Row, network_of
+from export import parity
 from export.to_onnx import ONNX_FILE, WEIGHTS_FILE, bind, skeleton
-from export.to_tensorrt import build_plan, capabilities_of, import_tensorrt, peak_bytes
+from export.to_tensorrt import build_plan, capabilities_of, peak_bytes
 from huvidpo.catalog import Catalog, Model, load_catalog
+from huvidpo.engines.flavours import import_flavour
 from huvidpo.engines.manifest import (
     BACKENDS,
-    ONNX_BACKENDS,
+    ONNX,
     Manifest,
     engines,
     engines_folder,
@@ -44,7 +44,10 @@ from huvidpo.engines.manifest import (
     size_of,
     write_manifest,
 )
+from huvidpo.engines.networks import PRECISIONS, ROWS, Network, Row, network_of
 from huvidpo.errors import EngineError, HuViDPOError
+from huvidpo.loading import load_category, load_part, load_video_unet
+from huvidpo.unet import VideoUNet
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,8 @@ def build(job: Job, target: Target, cache: Path, shapes: int = 2) -> Outcome:
     cannot be read. Nothing half-made is left in the cache.
     """
     network, started = job.network, time.monotonic()
-    row = network.row
     graph = skeleton(network, cache)
-    module = networks.load(row.kind, row.component(network.model), network.dtype, job.weights)
+    module = load(network, job.weights)
     manifest = draft(job, target, graph, module)
     folder = cache / manifest.key()
     if usable(folder):
@@ -103,7 +105,7 @@ def build(job: Job, target: Target, cache: Path, shapes: int = 2) -> Outcome:
         checked = compare(job, module, part, shapes)
         del module  # the builder needs the memory
         peak = 0
-        if target.backend not in ONNX_BACKENDS:
+        if target.backend != ONNX:
             peak = to_plan(part, manifest, cache / "logs" / f"{manifest.key()[:16]}.log")
         if checked:
             parity.write_report(part / "parity.json", checked)
@@ -111,6 +113,17 @@ def build(job: Job, target: Target, cache: Path, shapes: int = 2) -> Outcome:
             part, folder, dataclasses.replace(manifest, build_seconds=round(time.monotonic() - started, 2))
         )
     return Outcome(folder, read_manifest(folder), "built", checked, peak)
+
+
+def load(network: Network, category: Path | None) -> Any:
+    """The network with its weights, of a category if given, on the CPU."""
+    row, source = network.row, network.row.component(network.model)
+    if row.kind is VideoUNet:
+        unet = load_video_unet(source, network.dtype)
+        module: Any = load_category(unet, category) if category else unet
+    else:
+        module = load_part(row.kind, source, network.dtype)
+    return module.eval().requires_grad_(False)
 
 
 def draft(job: Job, target: Target, graph: Path, module: nn.Module) -> Manifest:
@@ -197,12 +210,11 @@ def jobs(
 
 def target_of(backend: str, targets: Sequence[str]) -> Target:
     """Raises EngineError for a flavour that is not installed, or targets it cannot build for."""
-    backend = "onnxruntime" if backend == "onnx" else backend
-    if backend in ONNX_BACKENDS:
+    if backend == ONNX:
         if targets:
             raise EngineError(f"--target is for TensorRT: leave it out with --backend {backend}")
         return Target(backend)
-    version = import_tensorrt(backend).__version__
+    version = import_flavour(backend).__version__
     return Target(backend, version, capabilities_of(backend, targets))
 
 
@@ -231,7 +243,7 @@ def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
     model = catalog.model(args.model)
     categories = list(catalog.categories) if "all" in args.category else args.category
-    rows = [row for row in ROWS if not args.network or row.name in args.network]
+    rows = [row for row in ROWS.values() if not args.network or row.name in args.network]
     target = target_of(args.backend or default_backend(), args.target)
     cache: Path = args.cache or engines_folder()
     cache.mkdir(parents=True, exist_ok=True)
@@ -255,7 +267,7 @@ def default_backend() -> str:
     """`tensorrt` where a GPU could run what it builds and it is installed, else `tensorrt-rtx`."""
     if torch.cuda.is_available():
         try:
-            import_tensorrt("tensorrt")
+            import_flavour("tensorrt")
             return "tensorrt"
         except EngineError:
             pass
@@ -272,13 +284,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--category", nargs="+", default=["all"], help="categories of the catalog; default: all"
     )
-    parser.add_argument(
-        "--network", nargs="+", choices=[row.name for row in ROWS], help="default: all networks"
-    )
+    parser.add_argument("--network", nargs="+", choices=list(ROWS), help="default: all networks")
     parser.add_argument(
         "--backend",
-        choices=[*BACKENDS, "onnx"],
-        help="onnx means onnxruntime; default: tensorrt on a GPU that has it, else tensorrt-rtx",
+        choices=BACKENDS,
+        help="default: tensorrt on a GPU that has it, else tensorrt-rtx",
     )
     parser.add_argument(
         "--target", nargs="+", default=[], help="GPUs to build for with tensorrt-rtx: sm80 sm86 sm89 sm120"

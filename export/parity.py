@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.profiles import Network, Span
 from export.to_onnx import ONNX_FILE
+from huvidpo.engines.networks import Network, Span
 from huvidpo.errors import EngineError
 
 LIMITS = {"float32": 1e-4, "float16": 5e-3}
@@ -48,11 +48,10 @@ class Result:
 def check(network: Network, module: Any, folder: Path, category: str = "", shapes: int = 2) -> list[Result]:
     """Compare model.onnx in `folder` with `module`, the network in float32, at `shapes` shapes."""
     session = open_session(folder / ONNX_FILE)
-    wrapped = network.row.wrapper(module)
     results = []
     for seed, steps in enumerate(_SHAPES[:shapes]):
         inputs = network.sample_inputs(chosen_sizes(network, steps), seed)
-        expected = reference(wrapped, inputs)
+        expected = reference(network, module, inputs)
         got = run(session, inputs)
         for port, theirs, ours in zip(network.row.outputs, expected, got, strict=True):
             error, largest = difference(ours, theirs)
@@ -91,11 +90,9 @@ def chosen_sizes(network: Network, steps: Mapping[str, int]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def reference(wrapped: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def reference(network: Network, module: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """The module's outputs for these inputs, in float32."""
-    plain = [x.float() if x.is_floating_point() else x for x in inputs.values()]
-    out = wrapped(*plain)
-    return list(out) if isinstance(out, tuple) else [out]
+    return [network.row.call(module, *(x.float() for x in inputs.values()))]
 
 
 def open_session(path: Path) -> Any:

@@ -16,38 +16,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from export.networks import PREFIX, empty
-from export.profiles import Network, Span
 from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.engines.networks import Network, Row, Span
 from huvidpo.errors import EngineError
 
 # GroupNormalization stays whole from 21 on. 23 has an Attention operator, which TensorRT refuses for head
 # widths without a fused kernel; in 22 attention is plain products that it fuses where it can.
 OPSET = 22
 ONNX_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
-_SOURCES = ("huvidpo/unet.py", "huvidpo/attention.py", "export/networks.py", "export/to_onnx.py")
+PREFIX = "network."
+_SOURCES = ("huvidpo/unet.py", "huvidpo/attention.py", "huvidpo/engines/networks.py", "export/to_onnx.py")
 _TOOLS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers")
 _BOUNDS = {"batch": (1, 63), "frames": (2, None)}  # diffusers' upsampling takes another way from 64 images on
 _EXAMPLE = {"batch": 2, "frames": 4, "height": 2, "width": 3}  # in steps; sizes 0 and 1 would be baked in
 
 
-def export_onnx(network: Network, tensors: Mapping[str, Tensor], folder: Path, cache: Path) -> str:
-    """Write model.onnx and weights.safetensors into `folder`. Returns the sha256 of the weight-free graph.
+class Exportable(nn.Module):
+    """A network as its row calls it; held as `network`: its tensors keep their names behind one prefix."""
 
-    `tensors`: the network's state dict, cast to its precision here. The skeleton comes from `cache` if it is
-    there. Raises EngineError for tensors that are not the network's.
-    """
-    path = skeleton(network, cache)
-    bind(path, tensors, folder, network.dtype)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    def __init__(self, row: Row, network: Any) -> None:
+        super().__init__()
+        self.network, self.row = network, row
+        if (
+            row.kind is UNet2DConditionModel
+        ):  # sinusoids of `time_ids` are float32: the graph would join types
+            network.add_time_proj.register_forward_hook(lambda _, __, out: out.to(network.dtype))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.row.call(self.network, *inputs)
+
+
+def empty(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A network of `kind` whose weights are memory never written: it costs no RAM, whatever its size."""
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    network = nn.Module.to_empty(nn.Module.to(network, dtype), device="cpu")
+    if constants := {name for name, _ in network.named_buffers()} - set(network.state_dict()):
+        raise AssertionError(f"{sorted(constants)}: constants would go into the graph unwritten")
+    return network.eval().requires_grad_(False)
 
 
 def skeleton(network: Network, cache: Path) -> Path:
     """The cached graph of the network's architecture and precision, exported now if it is not there."""
-    path = cache / "skeletons" / f"{network.row.wrapper.__name__}-{architecture(network)}.onnx"
+    path = cache / "skeletons" / f"{network.row.kind.__name__}-{architecture(network)}.onnx"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -63,7 +78,7 @@ def architecture(network: Network) -> str:
         config.pop(name, None)
     facts: dict[str, Any] = {
         "network": network.row.kind.__name__,
-        "wrapper": network.row.wrapper.__name__,
+        "call": network.row.call.__name__,
         "config": config,
         "precision": network.precision,
         "fixed": {axis: size for axis, size in network.sizes.items() if isinstance(size, int)},
@@ -80,10 +95,10 @@ def export_graph(network: Network) -> bytes:
     from onnxscript import optimizer
 
     row = network.row
-    module = row.wrapper(empty(row.kind, network.config, network.dtype)).eval()
+    module = Exportable(row, empty(row.kind, network.config, network.dtype)).eval()
     inputs = network.sample_inputs(example_sizes(network))
     program = torch.export.export(
-        module, tuple(inputs.values()), dynamic_shapes=dynamic_shapes(network), strict=False
+        module, tuple(inputs.values()), dynamic_shapes=(dynamic_shapes(network),), strict=False
     )
     with quiet("onnx_ir", "onnxscript", "torch.onnx"):
         exported = torch.onnx.export(

@@ -6,7 +6,6 @@ tensorrt-rtx-cu13) builds ahead of time for any of RTX_TARGETS, on a machine wit
     python -m export.to_tensorrt SPEC.json        what `build_plan` starts; imports no torch
 """
 
-import importlib
 import json
 import logging
 import re
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.engines.flavours import import_flavour, make_logger
 from huvidpo.engines.manifest import Port
 from huvidpo.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-MODULES = {"tensorrt": ("tensorrt", "tensorrt-cu13"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13")}
-"""backend: (module, package)"""
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 
@@ -42,7 +40,7 @@ ADVICE = (
     ),
     (
         r"profile|kmin|kmax|kopt|static dimension|out of range.*dim",
-        "Choose sizes that the model takes: export/profiles.py has the spans, --max-batch sets the batch.",
+        "Choose sizes that the model takes: engines/networks.py has the spans, --max-batch sets the batch.",
     ),
     (
         r"compute capabilit|sm[_ ]?\d+.*not supported",
@@ -118,18 +116,6 @@ def advice(messages: Sequence[str]) -> str:
     return OTHERWISE
 
 
-def import_tensorrt(backend: str) -> Any:
-    """The module of a flavour. Raises EngineError if it is not installed."""
-    module, package = MODULES[backend]
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        other = next(name for name in MODULES if name != backend)
-        raise EngineError(
-            f"{backend} cannot be loaded ({error}): pip install {package}, or use --backend {other}"
-        ) from error
-
-
 def capabilities_of(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
     """Compute capabilities to build for. Raises EngineError for targets the flavour cannot build for.
 
@@ -173,7 +159,7 @@ def _local_capability() -> str:
 def main(path: str) -> int:
     spec = json.loads(Path(path).read_text(encoding="utf-8"))
     logging.basicConfig(
-        filename=spec["log"], level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        filename=spec["log"], level=logging.DEBUG, format="%(asctime)s %(levelname)s %(message)s"
     )
     started = time.monotonic()
     try:
@@ -191,8 +177,8 @@ def main(path: str) -> int:
 
 def _build(spec: dict[str, Any]) -> list[str]:
     """Write the plan. Returns what went wrong, nothing if all is well."""
-    trt = import_tensorrt(spec["backend"])
-    log = _logger(trt)
+    trt = import_flavour(spec["backend"])
+    log = make_logger(trt)
     builder = trt.Builder(log)
     if not builder:
         return log.errors
@@ -220,29 +206,6 @@ def _set_targets(trt: Any, config: Any, spec: dict[str, Any]) -> None:
     for i, capability in enumerate(spec["capabilities"]):
         member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
         config.set_compute_capability(member, i)
-
-
-def _logger(trt: Any) -> Any:
-    """TensorRT's messages into `logging`, errors kept. One per process: TensorRT ignores later ones."""
-    levels = {
-        trt.ILogger.Severity.INTERNAL_ERROR: logging.CRITICAL,
-        trt.ILogger.Severity.ERROR: logging.ERROR,
-        trt.ILogger.Severity.WARNING: logging.WARNING,
-        trt.ILogger.Severity.INFO: logging.INFO,
-    }
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity, logging.DEBUG)
-            logger.log(level, "%s", message)
-            if level >= logging.ERROR:
-                self.errors.append(message)
-
-    return Logger()
 
 
 def _writer(trt: Any, file: Any) -> Any:

@@ -7,7 +7,7 @@ error: every network of theirs comes through `load_part`.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,15 @@ def load_scheduler_config(source: Component) -> dict[str, Any]:
     return config
 
 
+def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """SDXL's VAE overflows in float16: one that says `force_upcast`, or nothing, stays in float32."""
+    return torch.float32 if config.get("force_upcast", True) else dtype
+
+
 def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """SDXL's VAE overflows in float16: one that says `force_upcast` stays in float32."""
-    upcast = load_config(AutoencoderKL, source).get("force_upcast", True)
-    return load_part(AutoencoderKL, source, torch.float32 if upcast else dtype).to(device)
+    """In the dtype that `vae_dtype` gives."""
+    dtype = vae_dtype(load_config(AutoencoderKL, source), dtype)
+    return load_part(AutoencoderKL, source, dtype).to(device)
 
 
 def load_video_unet(source: Component, dtype: torch.dtype) -> VideoUNet:

@@ -19,7 +19,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import Catalog, Component, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.engines.base import OnLoad, Place, place_modules
+from huvidpo.engines.base import EngineSpec, OnLoad
+from huvidpo.engines.select import place_modules
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import (
@@ -56,7 +57,7 @@ class FirstFramePipeline:
     """Prompt and style -> one image, by a StableDiffusionXLPipeline whose UNet may be a DPO-aligned one."""
 
     def __init__(self, pipe: StableDiffusionXLPipeline, catalog: Catalog, backend: str = "torch"):
-        """`backend`: what the UNet runs on, see engine.py."""
+        """`backend`: what the UNet runs on, see engines/select.py."""
         self.pipe = pipe
         self.catalog = catalog
         self.backend = backend
@@ -73,9 +74,9 @@ class FirstFramePipeline:
     ) -> "FirstFramePipeline":
         """Load a model of the catalog: on CUDA in float16 if present, else on the CPU in float32.
 
-        `backend`: one of config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown
-        name, CheckpointError for a local part that is not there, EngineError for a backend that cannot be
-        had.
+        `backend`: one of config.BACKENDS; `on_load`: see engines/base.py. Raises InvalidRequest for an
+        unknown name, CheckpointError for a local part that is not there, EngineError for a backend that
+        cannot be had.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
@@ -98,7 +99,7 @@ class FirstFramePipeline:
             module.to(device)
         options, factor = entry.defaults, pipe.vae_scale_factor
         height, width = (side // factor for side in options.first_frame_size)
-        place = Place(
+        spec = EngineSpec(
             model=model,
             device=device,
             lines=2 if options.first_frame_guidance > 1 else 1,
@@ -109,7 +110,7 @@ class FirstFramePipeline:
             on_load=on_load,
         )
         modules = {"first_frame_unet": {"": pipe.unet}, "first_frame_vae_decoder": {"": pipe.vae}}
-        used, parts = place_modules(backend, modules, place)
+        used, parts = place_modules(backend, modules, spec)
         pipe.unet, pipe.vae = parts["first_frame_unet"][""], parts["first_frame_vae_decoder"][""]
         return cls(pipe, catalog, used)
 
@@ -245,7 +246,7 @@ class VideoPipeline:
         catalog: Catalog,
         backend: str = "torch",
     ):
-        """`unets`: one per category, by name. `backend`: what they run on, see engine.py."""
+        """`unets`: one per category, by name. `backend`: what they run on, see engines/select.py."""
         self.unets = unets
         self.vae = vae
         self.text_encoder = text_encoder
@@ -270,8 +271,8 @@ class VideoPipeline:
 
         `categories` (default: all) share the tensors they do not change; one without weights uses the base
         model, with a warning. `weights`: of a category, in place of the catalog's. `backend`: one of
-        config.BACKENDS; `on_load`: see engine.py. Raises InvalidRequest for an unknown name, CheckpointError
-        for a missing part, EngineError for a backend that cannot be had.
+        config.BACKENDS; `on_load`: see engines/base.py. Raises InvalidRequest for an unknown name,
+        CheckpointError for a missing part, EngineError for a backend that cannot be had.
         """
         catalog = load_catalog()
         entry = catalog.model(model)
@@ -286,7 +287,7 @@ class VideoPipeline:
         text_encoder = load_part(CLIPTextModel, entry.video_text_encoder, dtype).to(device)
         tokenizer, options = load_tokenizer(entry.video_tokenizer, text_encoder), entry.defaults
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        place = Place(
+        spec = EngineSpec(
             model=model,
             device=device,
             lines=2 if options.guidance > 1 else 1,
@@ -296,7 +297,7 @@ class VideoPipeline:
             tokens=tokenizer.model_max_length,
             on_load=on_load,
         )
-        used, parts = place_modules(backend, {"video_unet": unets, "video_vae_decoder": {"": vae}}, place)
+        used, parts = place_modules(backend, {"video_unet": unets, "video_vae_decoder": {"": vae}}, spec)
         return cls(
             unets=parts["video_unet"],
             vae=parts["video_vae_decoder"][""],

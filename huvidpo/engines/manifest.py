@@ -3,8 +3,8 @@
 `export` writes, the runtime reads:
 
     <cache>/<key>/manifest.json                      a Manifest
-    <cache>/<key>/engine.plan                        TensorRT's backends
-    <cache>/<key>/model.onnx, weights.safetensors    ONNX Runtime's and OpenVINO's
+    <cache>/<key>/engine.plan                        TensorRT's flavours
+    <cache>/<key>/model.onnx, weights.safetensors    ONNX Runtime's
 
 The key is the sha256 of everything that decides what is built: the same inputs are found again, others never
 collide.
@@ -25,8 +25,8 @@ from huvidpo.errors import EngineError
 if TYPE_CHECKING:
     from torch import Tensor  # importing torch takes seconds, and builds run in processes without it
 
-BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
-ONNX_BACKENDS = ("onnxruntime", "openvino")
+ONNX = "onnxruntime"
+BACKENDS = ("tensorrt", "tensorrt-rtx", ONNX)
 MANIFEST = "manifest.json"
 _MEASURED = ("build_seconds", "bytes", "created")  # facts about a build, not what decides it
 
@@ -63,12 +63,12 @@ class Port:
 class Manifest:
     """What is known about one engine; a plan itself tells its shapes to a GPU only."""
 
-    network: str  # a row of export/profiles.py
+    network: str  # a row of networks.py
     model: str  # of the catalog
     category: str  # of the catalog; empty for networks that serve all categories
     backend: str  # one of BACKENDS
-    tensorrt_version: str  # of the flavour that built the plan; empty for ONNX backends
-    compute_capabilities: tuple[str, ...]  # "8.9", ...: the GPUs the plan runs on; empty for ONNX backends
+    tensorrt_version: str  # of the flavour that built the plan; empty for ONNX Runtime
+    compute_capabilities: tuple[str, ...]  # "8.9", ...: the GPUs the plan runs on; empty for ONNX Runtime
     precision: str  # float32, float16 or bfloat16
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -95,7 +95,7 @@ class Manifest:
 
     def files(self) -> tuple[str, ...]:
         """Names of the engine's files beside the manifest."""
-        return ("model.onnx", "weights.safetensors") if self.backend in ONNX_BACKENDS else ("engine.plan",)
+        return ("model.onnx", "weights.safetensors") if self.backend == ONNX else ("engine.plan",)
 
 
 def engines_folder() -> Path:
@@ -171,7 +171,7 @@ def refusal(
         )
     if weights_sha256 and weights_sha256 != manifest.weights_sha256:
         return f"it was built from other weights than the model now has: {again}"
-    if manifest.backend in ONNX_BACKENDS:
+    if manifest.backend == ONNX:
         return ""
     if version and version != manifest.tensorrt_version:
         return f"it was built by TensorRT {manifest.tensorrt_version}, here is {version}: {again}"
@@ -199,15 +199,13 @@ def find_engine(
 ) -> tuple[Path, Manifest]:
     """Folder and manifest of the newest engine that may be used; `here` is what `refusal` checks.
 
-    OpenVINO and ONNX Runtime take each other's. Raises EngineError with the reasons if there is none.
+    Raises EngineError with the reasons if there is none.
     """
-    backends = ONNX_BACKENDS if backend in ONNX_BACKENDS else (backend,)
     what = f"{network} of {model}" + (f", category {category}," if category else "")
     reasons = []
     for folder, manifest in engines(cache):
-        if (manifest.network, manifest.model, manifest.category) != (network, model, category):
-            continue
-        if manifest.backend not in backends:
+        asked = (network, model, category, backend)
+        if (manifest.network, manifest.model, manifest.category, manifest.backend) != asked:
             continue
         reason = refusal(manifest, **here)
         if not reason:

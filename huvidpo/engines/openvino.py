@@ -1,6 +1,6 @@
-"""Networks on a CPU: OpenVINO, converted here without an export step, and ONNX Runtime.
+"""Networks on a CPU by OpenVINO, converted here without an export step.
 
-OpenVINO's graph of a network is traced once per architecture, weights left out as inputs, and kept on disk
+The graph of a network is traced once per architecture, weights left out as inputs, and kept on disk
 (the engines' folder); every category binds its own weights into it.
 """
 
@@ -24,8 +24,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from huvidpo.engines.base import OnLoad, Place, Run, call_module, check_inputs, sample_inputs
-from huvidpo.engines.manifest import engines_folder, find_engine, hash_weights
+from huvidpo.engines.base import EngineSpec, OnLoad, Run
+from huvidpo.engines.manifest import engines_folder
+from huvidpo.engines.networks import Row, spec_inputs
 from huvidpo.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -39,16 +40,16 @@ _SOURCES = (
     "engines/openvino.py",
 )  # what a traced graph follows from
 _TOOLS = ("torch", "openvino", "diffusers")
-_EXAMPLE = Place("", torch.device("cpu"), lines=2, frames=4, height=2, width=3, tokens=5)
+_EXAMPLE = EngineSpec("", torch.device("cpu"), lines=2, frames=4, height=2, width=3, tokens=5)
 
 
-def openvino(network: str, category: str, module: Any, place: Place) -> Run:
+def openvino(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
     """Raises EngineError if OpenVINO is not installed, or cannot take the module or its dtype."""
     import_openvino()  # before anything that takes it for granted
     if module.dtype not in PRECISIONS:
         raise EngineError(f"openvino computes in float32 or bfloat16, not {module.dtype}: set HUVIDPO_DTYPE")
     precision = PRECISIONS[module.dtype]
-    return OpenVINO(graph(network, module), module.state_dict(), precision, place.on_load)
+    return OpenVINO(graph(row, module), module.state_dict(), precision, spec.on_load)
 
 
 def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
@@ -135,17 +136,17 @@ def import_openvino() -> Any:
     return openvino
 
 
-def graph(network: str, module: Any) -> Any:
+def graph(row: Row, module: Any) -> Any:
     """The network without its weights, from disk or traced now.
 
     Each input is named by its tensor in the state dict, but the network's own, which come first.
     """
-    folder = engines_folder() / "openvino" / f"{network}-{architecture(module.config)}"
+    folder = engines_folder() / "openvino" / f"{row.name}-{architecture(module.config)}"
     if (folder / "graph.xml").is_file():
         return core().read_model(folder / "graph.xml")
     started = time.monotonic()
-    model = trace(network, module)
-    logger.info("%s: converted for openvino in %.1f s", network, time.monotonic() - started)
+    model = trace(row, module)
+    logger.info("%s: converted for openvino in %.1f s", row.name, time.monotonic() - started)
     keep(model, folder)
     return model
 
@@ -162,15 +163,15 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 
 @torch.no_grad()
-def trace(network: str, module: Any) -> Any:
+def trace(row: Row, module: Any) -> Any:
     """Torch's tracer follows sizes as it follows tensors, so the graph takes any shape."""
     ov = import_openvino()
-    inputs = sample_inputs(network, module.config, scaled_example(module.config))
+    inputs = spec_inputs(row, module.config, scaled_example(module.config))
     tensors = module.state_dict()
 
     def call(*arguments: Tensor) -> Tensor:
         with replaced(module, dict(zip(tensors, arguments[len(inputs) :], strict=True))):
-            return call_module(network, module, arguments[: len(inputs)])
+            return row.call(module, *arguments[: len(inputs)])
 
     example = (*inputs, *(tensor.float() for tensor in tensors.values()))
     try:
@@ -181,14 +182,14 @@ def trace(network: str, module: Any) -> Any:
         model = ov.convert_model(traced, example_input=example)
     except Exception as error:  # of many kinds: whatever a converter stumbles over
         raise EngineError(
-            f"openvino cannot convert {network} ({_first_line(error)}): serve with HUVIDPO_BACKEND=torch"
+            f"openvino cannot convert {row.name} ({_first_line(error)}): serve with HUVIDPO_BACKEND=torch"
         ) from error
     for port, name in zip(model.inputs[len(inputs) :], tensors, strict=True):
         port.get_tensor().set_names({name})
     return model
 
 
-def scaled_example(config: Mapping[str, Any]) -> Place:
+def scaled_example(config: Mapping[str, Any]) -> EngineSpec:
     """Sizes that halve as often as the network halves them; nowhere 1, which tracing would bake in."""
     step = 2 ** (len(config["block_out_channels"]) - 1)
     return dataclasses.replace(_EXAMPLE, height=_EXAMPLE.height * step, width=_EXAMPLE.width * step)
@@ -238,40 +239,6 @@ def bind(graph: Any, weights: Mapping[str, Tensor]) -> Any:
         model.remove_parameter(node)
     model.validate_nodes_and_infer_types()
     return model
-
-
-def onnxruntime(network: str, category: str, module: Any, place: Place) -> Run:
-    """Runs the graph that `export.build --backend onnxruntime` made of these weights.
-
-    Raises EngineError if there is none, or ONNX Runtime is not installed.
-    """
-    try:
-        from onnxruntime import InferenceSession, SessionOptions
-    except (ImportError, OSError) as error:
-        raise EngineError(
-            f"onnxruntime cannot be loaded ({error}): pip install onnxruntime, or set HUVIDPO_BACKEND=torch"
-        ) from error
-    precision = str(module.dtype).removeprefix("torch.")
-    folder, manifest = find_engine(
-        engines_folder(),
-        network=network,
-        model=place.model,
-        category=category,
-        backend="onnxruntime",
-        precision=precision,
-        weights_sha256=hash_weights(module.state_dict(), precision),
-    )
-    options = SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-
-    def run(*inputs: Tensor) -> Tensor:
-        check_inputs(manifest.inputs, inputs)
-        arrays = {port.name: x.contiguous().numpy() for port, x in zip(manifest.inputs, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, arrays)[0])
-
-    run.manifest = manifest  # type: ignore[attr-defined]
-    return run
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ Two flavours share one API: `tensorrt`, and `tensorrt_rtx`, whose plans are comp
 load. All engines of a device run in turn on one stream and share one scratch memory.
 """
 
-import importlib
 import logging
 import mmap
 import os
@@ -19,34 +18,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from huvidpo.engines.base import OnLoad, Place, Run, check_inputs
+from huvidpo.engines.base import EngineSpec, OnLoad, Run, check_inputs
+from huvidpo.engines.flavours import FLAVOURS, import_flavour, make_logger
 from huvidpo.engines.manifest import Manifest, engines_folder, find_engine, hash_weights
+from huvidpo.engines.networks import Row
 from huvidpo.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""backend in a manifest: module. The first is preferred; both may be installed."""
-
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def tensorrt(network: str, category: str, module: Any, place: Place) -> Run:
+def tensorrt(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
     """The plan for these weights, checked now and loaded at its first call.
 
     Raises EngineError if no flavour is installed, or none has a plan that may be used here.
     """
-    capability = "{}.{}".format(*torch.cuda.get_device_capability(place.device))
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(spec.device))
     precision = str(module.dtype).removeprefix("torch.")
     weights = hash_weights(module.state_dict(), precision)
     refusals = []
     for flavour in FLAVOURS:
         try:
-            device = open_device(flavour, place.device)
+            device = open_device(flavour, spec.device)
             folder, manifest = find_engine(
                 engines_folder(),
-                network=network,
-                model=place.model,
+                network=row.name,
+                model=spec.model,
                 category=category,
                 backend=flavour,
                 version=device.trt.__version__,
@@ -54,20 +52,10 @@ def tensorrt(network: str, category: str, module: Any, place: Place) -> Run:
                 precision=precision,
                 weights_sha256=weights,
             )
-            return Plan(device, folder, manifest, on_load=place.on_load)
+            return Plan(device, folder, manifest, on_load=spec.on_load)
         except EngineError as error:
             refusals.append(str(error))
     raise EngineError("; ".join(refusals))
-
-
-def import_flavour(flavour: str) -> Any:
-    """Raises EngineError if it is not installed."""
-    try:
-        return importlib.import_module(FLAVOURS[flavour])
-    except (ImportError, OSError) as error:
-        raise EngineError(
-            f"{flavour} cannot be loaded ({error}): pip install {flavour}-cu13, or set HUVIDPO_BACKEND=torch"
-        ) from error
 
 
 class Device:
@@ -260,31 +248,3 @@ class Plan:
                 f"{self.manifest.network} failed on the GPU ({self.device.logger.last_error()}): "
                 "see the log, or serve with HUVIDPO_BACKEND=torch"
             )
-
-
-@cache
-def make_logger(trt: Any) -> Any:
-    """TensorRT's messages into `logging`. One per process and flavour: TensorRT ignores later ones."""
-    levels = {
-        trt.ILogger.Severity.INTERNAL_ERROR: logging.CRITICAL,
-        trt.ILogger.Severity.ERROR: logging.ERROR,
-        trt.ILogger.Severity.WARNING: logging.WARNING,
-        trt.ILogger.Severity.INFO: logging.DEBUG,
-    }
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.error = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity, logging.NOTSET)
-            if level:
-                logger.log(level, "%s", message)
-            if level >= logging.ERROR:
-                self.error = message
-
-        def last_error(self) -> str:
-            return self.error or "it gave no reason"
-
-    return Logger()

@@ -8,12 +8,12 @@ import pytest
 
 from export import build as build_module
 from export.build import Job, Target, build, main, target_of, usable
-from export.profiles import ROWS, network_of
 from huvidpo.catalog import Model, load_catalog
 from huvidpo.engines.manifest import Manifest, find_engine, read_manifest
+from huvidpo.engines.networks import ROWS, network_of
 from huvidpo.errors import EngineError
 
-UNET = next(row for row in ROWS if row.name == "video_unet")
+UNET = ROWS["video_unet"]
 ONNX = Target("onnxruntime")
 
 
@@ -31,7 +31,7 @@ def horse(model: Model, cache: Path) -> tuple[Path, Manifest]:
 
 def test_an_onnx_engine_is_found_with_its_manifest(horse: tuple[Path, Manifest], cache: Path):
     folder, manifest = horse
-    asked = {"network": "video_unet", "model": "tiny", "category": "horse", "backend": "openvino"}
+    asked = {"network": "video_unet", "model": "tiny", "category": "horse", "backend": "onnxruntime"}
     assert find_engine(cache, **asked) == (folder, manifest)
     assert {path.name for path in folder.iterdir()} == {
         "model.onnx",
@@ -117,10 +117,19 @@ def test_a_shape_outside_what_the_graph_takes_is_explained(model: Model, cache: 
 
 def test_command_line(model: Model, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     report = tmp_path / "report.json"
-    asked = ["--model", "tiny", "--network", "text_encoder", "--backend", "onnx", "--precision", "float32"]
+    asked = [
+        "--model",
+        "tiny",
+        "--network",
+        "video_vae_decoder",
+        "--backend",
+        "onnxruntime",
+        "--precision",
+        "float32",
+    ]
     assert main([*asked, "--cache", str(cache), "--report", str(report)]) == 0
     out = capsys.readouterr().out
-    assert "text_encoder" in out
+    assert "video_vae_decoder" in out
     assert "peak memory" in out
     assert json.loads(report.read_text())[0]["passed"]
     assert main([*asked, "--cache", str(cache)]) == 0
@@ -131,8 +140,11 @@ def test_command_line(model: Model, cache: Path, tmp_path: Path, capsys: pytest.
     ("arguments", "said"),
     [
         (["--model", "big"], "model: got 'big', known"),
-        (["--model", "tiny", "--category", "cats", "--backend", "onnx"], "category: got 'cats', known"),
-        (["--model", "tiny", "--backend", "onnx", "--target", "sm89"], "leave it out"),
+        (
+            ["--model", "tiny", "--category", "cats", "--backend", "onnxruntime"],
+            "category: got 'cats', known",
+        ),
+        (["--model", "tiny", "--backend", "onnxruntime", "--target", "sm89"], "leave it out"),
         (["--model", "tiny", "--backend", "tensorrt-rtx", "--target", "sm90"], "--target sm90"),
     ],
 )

@@ -2,20 +2,20 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import nn
 
-from export import networks, parity
-from export.profiles import ROWS, Network, network_of
-from export.to_onnx import architecture, bind, export_onnx, skeleton, tensor_offsets
+from export import parity
+from export.build import load
+from export.to_onnx import architecture, bind, skeleton, tensor_offsets
 from huvidpo.catalog import Model
+from huvidpo.engines.networks import ROWS, Network, network_of
 from huvidpo.errors import EngineError
 from huvidpo.unet import VideoUNet
-
-BY_NAME = {row.name: row for row in ROWS}
 
 
 def weights_of(path: Path) -> dict[str, onnx.TensorProto]:
@@ -24,16 +24,16 @@ def weights_of(path: Path) -> dict[str, onnx.TensorProto]:
     return {w.name: w for w in graph.initializer if w.data_location == onnx.TensorProto.EXTERNAL}
 
 
-def exported(network: Network, folder: Path, cache: Path) -> nn.Module:
+def exported(network: Network, folder: Path, cache: Path) -> Any:
     """Write the network's graph into `folder`; returns the network, in float32."""
-    module = networks.load(network.row.kind, network.row.component(network.model), network.dtype)
-    export_onnx(network, module.state_dict(), folder, cache)
+    module = load(network, None)
+    bind(skeleton(network, cache), module.state_dict(), folder, network.dtype)
     return nn.Module.float(module)
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", ROWS)
 def test_graph_equals_torch_at_two_shapes(name: str, model: Model, tmp_path: Path, cache: Path):
-    network = network_of(BY_NAME[name], model, "float32")
+    network = network_of(ROWS[name], model, "float32")
     module = exported(network, tmp_path, cache)
     results = parity.check(network, module, tmp_path)
     parity.require(results)
@@ -45,9 +45,9 @@ def test_graph_equals_torch_at_two_shapes(name: str, model: Model, tmp_path: Pat
 
 def test_names_survive_and_weights_stay_outside(model: Model, cache: Path):
     """The gates of a fresh inflation are zero: an export that saw their values would fold them away."""
-    network = network_of(BY_NAME["video_unet"], model, "float32")
+    network = network_of(ROWS["video_unet"], model, "float32")
     path = skeleton(network, cache)
-    module = networks.load(network.row.kind, network.row.component(model), network.dtype)
+    module = load(network, None)
     state = module.state_dict()
     outside = weights_of(path)
     assert outside.keys() == state.keys()
@@ -57,17 +57,17 @@ def test_names_survive_and_weights_stay_outside(model: Model, cache: Path):
 
 
 def test_a_skeleton_is_exported_once(model: Model, cache: Path):
-    network = network_of(BY_NAME["text_encoder"], model, "float32")
+    network = network_of(ROWS["first_frame_vae_decoder"], model, "float32")
     first = skeleton(network, cache)
     written = first.stat().st_mtime_ns
-    twin = network_of(BY_NAME["video_text_encoder"], model, "float32")
+    twin = network_of(ROWS["video_vae_decoder"], model, "float32")
     assert skeleton(twin, cache) == first  # one architecture, one graph
     assert first.stat().st_mtime_ns == written
 
 
 def test_another_architecture_has_another_name(model: Model):
-    network = network_of(BY_NAME["video_unet"], model, "float32")
-    more_requests = network_of(BY_NAME["video_unet"], model, "float32", requests=9)
+    network = network_of(ROWS["video_unet"], model, "float32")
+    more_requests = network_of(ROWS["video_unet"], model, "float32", requests=9)
     assert architecture(more_requests) == architecture(network)
     config = network.config | {"attention_mode": "first"}
     others = [
@@ -80,7 +80,7 @@ def test_another_architecture_has_another_name(model: Model):
 
 def test_lamps_attention_exports_too(model: Model, tmp_path: Path, cache: Path):
     """In float16, as engines are built, and on one level: the other mode and precision were tested above."""
-    network = network_of(BY_NAME["video_unet"], model, "float16")
+    network = network_of(ROWS["video_unet"], model, "float16")
     config = network.config | {
         "attention_mode": "first",
         "block_out_channels": [8],
@@ -93,15 +93,15 @@ def test_lamps_attention_exports_too(model: Model, tmp_path: Path, cache: Path):
         if ".conv1d." in name or ".conv_gate." in name or ".attn_temp." in name:
             nn.init.normal_(parameter, std=0.05)  # these start at zero: nothing would depend on them
     network = dataclasses.replace(network, config=config)
-    export_onnx(network, nn.Module.half(module).state_dict(), tmp_path, cache)
+    bind(skeleton(network, cache), nn.Module.half(module).state_dict(), tmp_path, network.dtype)
     parity.require(parity.check(network, nn.Module.float(module), tmp_path))
 
 
 def test_binding_refuses_weights_of_another_model(model: Model, tmp_path: Path, cache: Path):
-    network = network_of(BY_NAME["text_encoder"], model, "float32")
+    network = network_of(ROWS["first_frame_vae_decoder"], model, "float32")
     path = skeleton(network, cache)
-    state = networks.load(network.row.kind, network.row.component(model), network.dtype).state_dict()
-    name = next(iter(state))
+    state = load(network, None).state_dict()
+    name = "decoder.conv_in.weight"
     with pytest.raises(EngineError, match=f"{name} is missing in the weights.*: give weights"):
         bind(path, {n: t for n, t in state.items() if n != name}, tmp_path, network.dtype)
     with pytest.raises(EngineError, match=f"{name} has shape .*, the graph wants .*: give weights"):
@@ -109,10 +109,10 @@ def test_binding_refuses_weights_of_another_model(model: Model, tmp_path: Path, 
 
 
 def test_parity_sees_other_weights(model: Model, tmp_path: Path, cache: Path):
-    network = network_of(BY_NAME["text_encoder"], model, "float32")
+    network = network_of(ROWS["first_frame_vae_decoder"], model, "float32")
     module = exported(network, tmp_path, cache)
     with torch.no_grad():
-        next(iter(module.parameters())).mul_(1.01)
+        module.decoder.conv_in.weight.mul_(1.01)
     results = parity.check(network, module, tmp_path)
     assert not any(result.passed for result in results)
     assert "FAILED" in parity.table(results)

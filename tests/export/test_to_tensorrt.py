@@ -13,8 +13,8 @@ from export.to_tensorrt import (
     build_plan,
     capabilities_of,
     failure,
-    import_tensorrt,
 )
+from huvidpo.engines.flavours import import_flavour
 from huvidpo.engines.manifest import Port
 from huvidpo.errors import EngineError
 
@@ -68,8 +68,8 @@ def test_targets():
 
 def test_a_flavour_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match="pip install tensorrt-cu13, or use --backend tensorrt-rtx"):
-        import_tensorrt("tensorrt")
+    with pytest.raises(EngineError, match="pip install tensorrt-cu13, use tensorrt-rtx, or serve with"):
+        import_flavour("tensorrt")
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path):

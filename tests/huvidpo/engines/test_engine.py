@@ -18,16 +18,11 @@ from torch import Tensor
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
-from huvidpo.engines.base import (
-    Engine,
-    FirstFrameEngine,
-    Place,
-    VideoEngine,
-    check_inputs,
-    place_modules,
-    prove,
-)
+from huvidpo.engines.base import Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
 from huvidpo.engines.manifest import Manifest, Port, hash_weights, size_of, write_manifest
+from huvidpo.engines.networks import ROWS
+from huvidpo.engines.onnxruntime import onnxruntime
+from huvidpo.engines.select import compare, place_modules
 from huvidpo.errors import EngineError, InvalidRequest
 from huvidpo.loading import load_video_unet
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -35,7 +30,8 @@ from huvidpo.unet import VideoUNet
 
 openvino = cpu_engines.import_openvino()
 CATEGORIES = ["horse", "smile", "guitar"]  # the random family has weights for the first alone
-CPU = Place("tiny", torch.device("cpu"), lines=1, frames=16, height=8, width=8, tokens=48)
+UNET = ROWS["video_unet"]
+CPU = EngineSpec("tiny", torch.device("cpu"), lines=1, frames=16, height=8, width=8, tokens=48)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +121,7 @@ def test_graph_is_traced_once_and_holds_no_weights(
     weights = sum(tensor.numel() * 4 for tensor in unet.state_dict().values())
     assert kept.stat().st_size < 0.05 * weights
     monkeypatch.setattr(cpu_engines, "trace", lambda *_: pytest.fail("traced again"))
-    cpu_engines.openvino("video_unet", "horse", unet, CPU)
+    cpu_engines.openvino(UNET, "horse", unet, CPU)
 
 
 def test_other_architectures_get_other_graphs(unet: VideoUNet) -> None:
@@ -150,7 +146,7 @@ def test_only_the_latest_shapes_stay_compiled() -> None:
 
 def test_bfloat16(video: VideoPipeline, unet: VideoUNet) -> None:
     half = torch.nn.Module.to(unet, torch.bfloat16)
-    prove("video_unet", cpu_engines.openvino("video_unet", "", half, CPU), half, CPU)
+    compare(UNET, cpu_engines.openvino(UNET, "", half, CPU), half, CPU)
 
 
 def test_replaced_weights_come_back(unet: VideoUNet) -> None:
@@ -183,7 +179,7 @@ def test_engine_is_called_like_the_module(unet: VideoUNet) -> None:
 def test_wrong_engine_is_refused(unet: VideoUNet) -> None:
     for wrong in (torch.zeros_like, lambda x: torch.full_like(x, torch.nan)):
         with pytest.raises(EngineError, match="differs from torch"):
-            prove("video_unet", lambda x, *_, wrong=wrong: wrong(x), unet, CPU)
+            compare(UNET, lambda x, *_, wrong=wrong: wrong(x), unet, CPU)
 
 
 def test_auto_falls_back_and_says_why(
@@ -250,7 +246,7 @@ def test_openvino_reports_nothing_to_its_makers(video: VideoPipeline) -> None:
 
 def test_onnxruntime_runs_the_graph_of_these_weights(cache: Path, unet: VideoUNet) -> None:
     double_graph(cache, unet)
-    run = cpu_engines.onnxruntime("video_unet", "horse", unet, CPU)
+    run = onnxruntime(UNET, "horse", unet, CPU)
     sample = torch.randn(1, 8, 3, 4, 4)
     close(run(sample), 2 * sample)
     with pytest.raises(InvalidRequest, match="sample"):
@@ -258,7 +254,7 @@ def test_onnxruntime_runs_the_graph_of_these_weights(cache: Path, unet: VideoUNe
     with torch.no_grad():
         next(unet.parameters()).add_(1)
     with pytest.raises(EngineError, match="other weights"):
-        cpu_engines.onnxruntime("video_unet", "horse", unet, CPU)
+        onnxruntime(UNET, "horse", unet, CPU)
 
 
 def double_graph(cache: Path, unet: VideoUNet) -> None:

@@ -117,13 +117,6 @@ def test_find_takes_the_newest_that_may_be_used(tmp_path: Path):
         find_engine(tmp_path, **asked, weights_sha256="d" * 64)
 
 
-def test_onnx_backends_share_their_files(tmp_path: Path):
-    onnx = dataclasses.replace(PLAN, backend="onnxruntime", tensorrt_version="", compute_capabilities=())
-    folder = store(tmp_path, onnx)
-    asked = {"network": "video_unet", "model": "tiny", "category": "horse"}
-    assert find_engine(tmp_path, **asked, backend="openvino", version="2026.1")[0] == folder
-
-
 def test_ports():
     assert SAMPLE.allows((1, 4, 32))
     assert not SAMPLE.allows((1, 4, 33))

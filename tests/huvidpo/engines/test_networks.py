@@ -1,14 +1,26 @@
 """The table of networks: sizes of every axis, precisions, sample inputs."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.profiles import ROWS, Span, network_of, scaled, spans
-from huvidpo.catalog import Model
+from huvidpo.catalog import Component, Model, load_catalog
+from huvidpo.engines import networks
+from huvidpo.engines.networks import ROWS, Span, network_of, scaled, spans
+from huvidpo.loading import load_vae
+
+
+@pytest.fixture(scope="module")
+def model(family: Path) -> Model:
+    """The random family: text of 48 tokens, guidance on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
+        return load_catalog().model("tiny")
 
 
 @given(
@@ -27,7 +39,7 @@ def test_scaled():
     assert scaled(Span(2, 3, 5, 1), 4) == Span(8, 12, 20, 4)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
 def test_every_axis_has_a_size_and_profiles_are_in_order(row, model: Model):
     network = network_of(row, model, "float16", requests=3)
     ports = network.profiles((*row.inputs, *row.outputs))
@@ -37,7 +49,7 @@ def test_every_axis_has_a_size_and_profiles_are_in_order(row, model: Model):
 
 
 def test_profile_of_the_video_unet(model: Model):
-    (row,) = (row for row in ROWS if row.name == "video_unet")
+    row = ROWS["video_unet"]
     sample, timestep, text = network_of(row, model, "float16", requests=4).profiles(row.inputs)
     assert (sample.name, sample.dtype) == ("sample", "float16")
     assert sample.min == (1, 8, 2, 4, 4)
@@ -47,24 +59,25 @@ def test_profile_of_the_video_unet(model: Model):
     assert text.opt == (2, 48, 32)
 
 
+@pytest.mark.parametrize("precision", networks.PRECISIONS)
 @pytest.mark.parametrize("upcast", [True, False])
-def test_a_vae_that_overflows_stays_in_float32(upcast: bool, model: Model, monkeypatch):
-    (row,) = (row for row in ROWS if row.name == "video_vae_decoder")
-    from export import profiles
-
-    read = profiles.read_config
-    monkeypatch.setattr(profiles, "read_config", lambda *a: read(*a) | {"force_upcast": upcast})
-    assert network_of(row, model, "float16").precision == ("float32" if upcast else "float16")
-    assert network_of(row, model, "bfloat16").precision == "bfloat16"
+def test_an_engine_of_a_vae_has_the_dtype_the_vae_is_loaded_in(
+    upcast: bool, precision: str, model: Model, tmp_path: Path
+):
+    """Else the engine is built and never accepted."""
+    row = ROWS["video_vae_decoder"]
+    source = row.component(model)
+    vae = AutoencoderKL.from_pretrained(source.location, subfolder=source.subfolder)
+    vae.register_to_config(force_upcast=upcast)
+    vae.save_pretrained(tmp_path)
+    model = dataclasses.replace(model, video_vae=Component(str(tmp_path)))
+    loaded = load_vae(model.video_vae, torch.device("cpu"), getattr(torch, precision))
+    assert network_of(row, model, precision).dtype == loaded.dtype
+    assert loaded.dtype == (torch.float32 if upcast else getattr(torch, precision))
 
 
 def test_sample_inputs(model: Model):
-    (row,) = (row for row in ROWS if row.name == "text_encoder_2")
-    network = network_of(row, model, "float16")
-    ids = network.sample_inputs({"batch": 3})["input_ids"]
-    assert ids.shape == (3, 48)
-    assert (ids[:, -1] == network.sizes["vocabulary"] - 1).all()
-    unet = network_of(next(row for row in ROWS if row.name == "first_frame_unet"), model, "bfloat16")
+    unet = network_of(ROWS["first_frame_unet"], model, "bfloat16")
     inputs = unet.sample_inputs({"batch": 2, "height": 4, "width": 8})
     assert list(inputs) == [port.name for port in unet.row.inputs]
     assert inputs["sample"].shape == (2, 8, 4, 8)
@@ -75,7 +88,7 @@ def test_sample_inputs(model: Model):
 
 
 def test_first_frame_unet_may_come_from_elsewhere(model: Model):
-    (row,) = (row for row in ROWS if row.name == "first_frame_unet")
+    row = ROWS["first_frame_unet"]
     other = dataclasses.replace(model, first_frame_unet=model.video_unet)
     assert row.component(other) == model.video_unet
     assert row.component(model).subfolder == "unet"

@@ -1,0 +1,101 @@
+"""Which backend runs a model's networks.
+
+torch         the modules as they are
+openvino      CPU; the UNets, converted at start
+onnxruntime   CPU; the UNets, from the graphs of `export.build --backend onnxruntime`
+tensorrt      CUDA; UNets and VAE decoders, from the plans of `export.build`
+auto          the fastest that works here; what it cannot run stays with torch, and the log says why
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from huvidpo.config import BACKENDS
+from huvidpo.engines.base import Engine, EngineSpec, Run, check_parity
+from huvidpo.engines.networks import ROWS, Row, spec_inputs
+from huvidpo.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+Modules = dict[str, dict[str, Any]]
+"""network -> category ("" for networks that serve all) -> the module, or what stands in for it"""
+
+UNETS = ("video_unet", "first_frame_unet")
+NETWORKS = {"openvino": UNETS, "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
+"""what each backend runs; the rest takes milliseconds and stays with torch"""
+
+
+def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str, Modules]:
+    """What the first of `modules` runs on, and `modules` with engines in place of those the backend runs.
+
+    `auto` tries what suits the device; a network that it cannot run stays with torch, alone. Of any other
+    name EngineError says why it cannot be had.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(f"backend: got {backend!r}, allowed: {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return backend, modules
+    wanted = backend
+    if wanted == "auto":
+        wanted = "tensorrt" if spec.device.type == "cuda" else "openvino"
+    placed = dict(modules)
+    for network in [name for name in modules if name in NETWORKS[wanted]]:
+        try:
+            make = _maker(wanted, modules[network], spec)
+            placed[network] = _engines(ROWS[network], modules[network], make, spec)
+        except EngineError as error:
+            if backend != "auto":
+                raise
+            logger.warning("%s, %s: torch serves instead of %s: %s", spec.model, network, wanted, error)
+    first = next(iter(modules))
+    return "torch" if placed[first] is modules[first] else wanted, placed
+
+
+def _maker(backend: str, same: dict[str, Any], spec: EngineSpec) -> Callable[..., Run]:
+    """The backend's function (row, category, module, spec) -> Run; its libraries are imported here."""
+    _check_device(backend, spec)
+    if backend == "tensorrt":
+        from huvidpo.engines.tensorrt import tensorrt
+
+        return tensorrt
+    if backend == "onnxruntime":
+        from huvidpo.engines.onnxruntime import onnxruntime
+
+        return onnxruntime
+    from huvidpo.engines.openvino import check_memory, openvino
+
+    check_memory(list(same.values()))
+    return openvino
+
+
+def _engines(row: Row, same: dict[str, Any], make: Callable[..., Run], spec: EngineSpec) -> dict[str, Engine]:
+    """Categories that share a module share its engine. The first engine is checked; others load when used."""
+    engines: dict[int, Engine] = {}
+    for category, module in same.items():
+        if id(module) not in engines:
+            run = make(row, category, module, spec)
+            if not engines:
+                compare(row, run, module, spec)
+            engines[id(module)] = row.engine(module, run)
+    return {category: engines[id(module)] for category, module in same.items()}
+
+
+@torch.no_grad()
+def compare(row: Row, run: Run, module: Any, spec: EngineSpec) -> None:
+    """`check_parity` of an engine and its module at the sizes it is made for."""
+    inputs = spec_inputs(row, module.config, spec)
+    inputs = tuple(x.to(spec.device, torch.float32 if x.ndim == 1 else module.dtype) for x in inputs)
+    check_parity(row.name, run, functools.partial(row.call, module), inputs, module.dtype)
+
+
+def _check_device(backend: str, spec: EngineSpec) -> None:
+    needed = "cuda" if backend == "tensorrt" else "cpu"
+    if spec.device.type != needed:
+        raise EngineError(
+            f"{backend} runs on {needed}, the device is {spec.device}: set HUVIDPO_DEVICE={needed}, "
+            "or HUVIDPO_BACKEND=auto"
+        )
