@@ -26,12 +26,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from export.profiles import ROWS, Network, Span  # noqa: E402
 from unet_forward import BLOCKS, record  # noqa: E402
 
 from export.to_onnx import bind, export_graph  # noqa: E402
 from export.to_tensorrt import build_plan, capabilities_of, peak_bytes  # noqa: E402
 from huvidpo.catalog import load_catalog  # noqa: E402
+from huvidpo.engines.networks import ROWS, Network, Span  # noqa: E402
 
 SDXL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -82,8 +82,9 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, int | Span]]
 
 def network_of(name: str, quick: bool) -> Network:
     config, small, sizes = NETWORKS[name]
-    row = next(row for row in ROWS if row.name == name)
-    return Network(row, load_catalog().model("sd14"), config | (small if quick else {}), sizes, "float16")
+    return Network(
+        ROWS[name], load_catalog().model("sd14"), config | (small if quick else {}), sizes, "float16"
+    )
 
 
 def random_weights(network: Network) -> dict[str, Tensor]:
