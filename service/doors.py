@@ -13,6 +13,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.grpc_server import GrpcServer
+    from service.jobs import JobEngine
 
 GRACE = 20.0  # seconds that calls have to finish at shutdown
 
@@ -22,6 +23,7 @@ class Doors:
 
     def __init__(self, app: App, settings: Settings, core: Callable[[], Generation]):
         self.app, self.settings, self._core = app, settings, core
+        self.jobs: JobEngine | None = None  # once started
         self._grpc: GrpcServer | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,10 +46,15 @@ class Doors:
 
     async def _start(self) -> None:
         from service import grpc_server
+        from service.jobs import JobEngine
 
+        self.jobs = JobEngine(self._core(), self.settings)
+        await self.jobs.start()
         if self.settings.grpc_port:
             self._grpc = await grpc_server.start(self._core(), self.settings)
 
     async def _stop(self) -> None:
         if self._grpc:
             await self._grpc.stop(GRACE)
+        if self.jobs:
+            await self.jobs.stop()

@@ -41,6 +41,10 @@ class NotFound(HuViDPOError):
     """What the request names is not here."""
 
 
+class Conflict(HuViDPOError):
+    """The request contradicts an earlier one."""
+
+
 class QueueFull(HuViDPOError):
     """As many requests wait as the service holds. `retry_after`: seconds until a place should be free."""
 
@@ -75,6 +79,7 @@ TABLE = (
     Row(InvalidRequest, 422, "INVALID_ARGUMENT", "invalid_request"),
     Row(Forbidden, 403, "PERMISSION_DENIED", "forbidden"),
     Row(NotFound, 404, "NOT_FOUND", "not_found"),
+    Row(Conflict, 409, "ALREADY_EXISTS", "conflict"),
     Row(TooLarge, 413, "OUT_OF_RANGE", "body_too_large"),
     Row(WrongMediaType, 415, "INVALID_ARGUMENT", "unsupported_media_type"),
     Row(QueueFull, 429, "RESOURCE_EXHAUSTED", "queue_full"),

@@ -31,6 +31,12 @@ class Settings:
     grpc_port: int = 3001  # where gRPC is answered, 1..65535; 0: nowhere
     grpc_host: str = "127.0.0.1"  # address gRPC is bound to; unless given, what BENTOML_HOST says
     drain_seconds: int = 60  # on SIGTERM, seconds that accepted requests have to finish, 0..86400
+    data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
+    database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
+    job_concurrency: int = 8  # jobs one gateway works on at once, 1..100
+    max_queued_jobs: int = 1000  # jobs that may wait, 1..1000000
+    job_retention: int = 86_400  # seconds a job and its clip are kept once it has ended, 1..31536000
+    lease_seconds: int = 10  # a gateway not heard of for so long has lost its jobs to the others, 2..3600
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -67,6 +73,10 @@ _RANGES = {
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
     "grpc_port": (0, 65_535),
+    "job_concurrency": (1, 100),
+    "max_queued_jobs": (1, 1_000_000),
+    "job_retention": (1, 31_536_000),
+    "lease_seconds": (2, 3600),
     "drain_seconds": (0, 86_400),
 }
 

@@ -39,6 +39,7 @@ class Server:
         own |= {
             "BENTOML_PORT": str(port),
             "HUVIDPO_GRPC_PORT": str(self.grpc_port),
+            "HUVIDPO_DATA": str(folder / "data"),
             "OMP_NUM_THREADS": "1",
             "HUVIDPO_THREADS": "1",
             "HF_HUB_OFFLINE": "1",

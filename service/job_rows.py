@@ -1,0 +1,264 @@
+"""The rows of jobs and the leases of gateways, in SQLite or Postgres. What a door says of a job is its row.
+
+Statuses go queued -> in_progress -> completed or failed, and never back; a cancelled job is a failed one with
+the error code "cancelled". All changes are single statements with the status they expect, so two processes
+that disagree cannot both win.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+
+from service.errors import Conflict, NotFound, Unavailable
+
+ACTIVE = ("queued", "in_progress")
+_METADATA = sa.MetaData()
+_JSON = sa.Text  # written and read here, so that both databases hold the same
+JOBS = sa.Table(
+    "huvidpo_jobs",
+    _METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(100), nullable=False),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("request", _JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("completed_at", sa.Double),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("error", _JSON),
+    sa.Column("report", _JSON),
+    sa.Column("first_frame", sa.String(200)),
+    sa.Column("clip", sa.String(200)),
+    sa.Column("source", sa.String(64)),
+    sa.Column("executor", sa.String(64)),
+    sa.Column("idempotency_key", sa.String(300)),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.UniqueConstraint("owner", "idempotency_key"),
+    sa.Index("huvidpo_jobs_by_time", "owner", "created_at", "id"),
+    sa.Index("huvidpo_jobs_by_status", "status", "expires_at"),
+)
+LEASES = sa.Table(
+    "huvidpo_leases",
+    _METADATA,
+    sa.Column("executor", sa.String(64), primary_key=True),
+    sa.Column("expires_at", sa.Double, nullable=False),  # the database's clock
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. Times are seconds since 1970; `done` of `total` denoising steps of both stages."""
+
+    id: str
+    owner: str  # name of the API key that made it; "" without keys
+    status: str  # queued, in_progress, completed or failed
+    request: dict[str, Any]  # fields of GenerateRequest, everything decided, without the first frame
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    expires_at: float
+    done: int
+    total: int
+    error: dict[str, Any] | None  # as errors.to_dict makes it
+    report: dict[str, Any] | None  # model, media_type, bytes, seconds and backends by stage
+    first_frame: str | None  # key in the store
+    clip: str | None  # key in the store
+    source: str | None  # the job this one is a remix of
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ACTIVE
+
+    @property
+    def progress(self) -> int:
+        """Per cent, 0..100; 100 only once the clip is there."""
+        return 100 if self.status == "completed" else min(99, 100 * self.done // max(self.total, 1))
+
+
+class Rows:
+    """Raises Unavailable from every method while the database cannot be reached."""
+
+    def __init__(self, url: str):
+        self._engine = _engine(url)
+        postgres = self._engine.dialect.name == "postgresql"
+        now = "extract(epoch from clock_timestamp())" if postgres else _SQLITE_NOW
+        self._now: sa.ColumnElement[float] = sa.literal_column(now, sa.Double)
+
+    async def prepare(self) -> None:
+        """Makes the tables that are missing."""
+        await self._do(lambda db: _METADATA.create_all(db))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    async def add(self, job: Job, idempotency_key: str | None, fingerprint: str) -> Job:
+        """The new row, or the one that the same key and fingerprint made before. Raises Conflict."""
+        row = {f.name: getattr(job, f.name) for f in fields(Job)}
+        row |= {name: json.dumps(row[name]) if row[name] is not None else None for name in _JSON_FIELDS}
+        row |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
+        try:
+            await self._do(lambda db: db.execute(sa.insert(JOBS).values(row)))
+            return job
+        except IntegrityError:
+            same = (JOBS.c.owner == job.owner) & (JOBS.c.idempotency_key == idempotency_key)
+            existing = await self._do(lambda db: db.execute(sa.select(JOBS).where(same)).first())
+        if existing is None or existing.fingerprint != fingerprint:
+            raise Conflict("Idempotency-Key: it was used for another request, take a new one")
+        return _job(existing)
+
+    async def get(self, id: str, owner: str | None = None) -> Job:
+        """Raises NotFound, also for a job of another owner."""
+        where = JOBS.c.id == id
+        if owner is not None:
+            where &= JOBS.c.owner == owner
+        row = await self._do(lambda db: db.execute(sa.select(JOBS).where(where)).first())
+        if row is None:
+            raise NotFound(f"there is no job {id[:64]!r}: it was deleted, has expired or never was")
+        return _job(row)
+
+    async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> list[Job]:
+        """Up to `limit` jobs of an owner by creation time, those that follow the job `after`."""
+        where = JOBS.c.owner == owner
+        if after is not None:
+            last = await self.get(after, owner)
+            here, there = sa.tuple_(JOBS.c.created_at, JOBS.c.id), sa.tuple_(last.created_at, last.id)
+            where &= here < there if newest_first else here > there
+        order = [column.desc() if newest_first else column for column in (JOBS.c.created_at, JOBS.c.id)]
+        query = sa.select(JOBS).where(where).order_by(*order).limit(limit)
+        return [_job(row) for row in await self._do(lambda db: db.execute(query).all())]
+
+    async def count(self, status: str) -> int:
+        query = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.status == status)
+        return await self._do(lambda db: db.execute(query).scalar_one())
+
+    async def claim(self, id: str, executor: str) -> bool:
+        """This executor works on the job from now on; an earlier one's `step` is False. False: nobody wants
+        it any more."""
+        started = sa.func.coalesce(JOBS.c.started_at, self._now)
+        values = {"status": "in_progress", "executor": executor, "started_at": started}
+        return await self._update(_active(id), values)
+
+    async def step(self, id: str, executor: str, done: int) -> bool:
+        """Notes progress. False when the job was cancelled or deleted, or is another executor's."""
+        return await self._update(_held(id, executor), {"done": done})
+
+    async def wanted(self, id: str, executor: str) -> bool:
+        query = sa.select(JOBS.c.id).where(_held(id, executor))
+        return await self._do(lambda db: db.execute(query).first()) is not None
+
+    async def set_first_frame(self, id: str, key: str, report: dict[str, Any]) -> bool:
+        return await self._update(_active(id), {"first_frame": key, "report": json.dumps(report)})
+
+    async def complete(self, id: str, clip: str, report: dict[str, Any], retention: float) -> bool:
+        """False when the job is not wanted any more."""
+        values = {"clip": clip, "report": json.dumps(report), "done": JOBS.c.total}
+        return await self._end(id, "completed", retention, values)
+
+    async def fail(self, id: str, error: dict[str, Any], retention: float) -> bool:
+        """False when it had ended before."""
+        return await self._end(id, "failed", retention, {"error": json.dumps(error)})
+
+    async def _end(self, id: str, status: str, retention: float, values: dict[str, Any]) -> bool:
+        times = {"completed_at": self._now, "expires_at": self._now + retention}
+        return await self._update(_active(id), values | times | {"status": status})
+
+    async def delete(self, id: str) -> None:
+        await self._do(lambda db: db.execute(sa.delete(JOBS).where(JOBS.c.id == id)))
+
+    async def expired(self) -> list[str]:
+        """Ids of ended jobs past their time."""
+        query = sa.select(JOBS.c.id).where(JOBS.c.status.not_in(ACTIVE), JOBS.c.expires_at < self._now)
+        return list(await self._do(lambda db: db.execute(query.limit(100)).scalars().all()))
+
+    async def waiting(self, seconds: float) -> list[str]:
+        """Ids of jobs that have been queued for longer than `seconds`."""
+        query = sa.select(JOBS.c.id).where(JOBS.c.status == "queued", JOBS.c.created_at < self._now - seconds)
+        return list(await self._do(lambda db: db.execute(query).scalars().all()))
+
+    async def renew_lease(self, executor: str, seconds: float) -> None:
+        values = {"expires_at": self._now + seconds}
+
+        def renew(db: sa.Connection) -> None:
+            if not db.execute(sa.update(LEASES).where(LEASES.c.executor == executor).values(values)).rowcount:
+                db.execute(sa.insert(LEASES).values(values | {"executor": executor}))
+
+        await self._do(renew)
+
+    async def drop_leases(self, executors: list[str]) -> None:
+        await self._do(lambda db: db.execute(sa.delete(LEASES).where(LEASES.c.executor.in_(executors))))
+
+    async def leases(self) -> dict[str, bool]:
+        """Whether each known executor is alive."""
+        query = sa.select(LEASES.c.executor, LEASES.c.expires_at > self._now)
+        return {
+            executor: bool(alive) for executor, alive in await self._do(lambda db: db.execute(query).all())
+        }
+
+    async def _update(self, where: sa.ColumnElement[bool], values: dict[str, Any]) -> bool:
+        statement = sa.update(JOBS).where(where).values(values)
+        return bool(await self._do(lambda db: db.execute(statement).rowcount))
+
+    async def _do(self, work: Callable[[sa.Connection], T]) -> T:
+        def in_transaction() -> T:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        try:
+            return await asyncio.to_thread(in_transaction)
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable("the database of jobs cannot be reached, try again in a few seconds") from error
+
+
+_JSON_FIELDS = ("request", "error", "report")
+_SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+def new_job(id: str, owner: str, request: dict[str, Any], total: int, source: str | None) -> Job:
+    """A queued job, as it is before anything has happened to it."""
+    now = time.time()
+    rest = dict.fromkeys(("started_at", "completed_at", "error", "report", "first_frame", "clip"))
+    return Job(
+        id=id, owner=owner, status="queued", request=request, created_at=now, expires_at=now, done=0,
+        total=total, source=source, **rest,
+    )  # fmt: skip
+
+
+def _engine(url: str) -> sa.Engine:
+    parsed = sa.make_url(url)
+    if parsed.drivername.startswith("postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 10})
+
+    @sa.event.listens_for(engine, "connect")
+    def shared_between_processes(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    return engine
+
+
+def _active(id: str) -> sa.ColumnElement[bool]:
+    return (JOBS.c.id == id) & JOBS.c.status.in_(ACTIVE)
+
+
+def _held(id: str, executor: str) -> sa.ColumnElement[bool]:
+    return (JOBS.c.id == id) & (JOBS.c.status == "in_progress") & (JOBS.c.executor == executor)
+
+
+def _job(row: Any) -> Job:
+    values = {f.name: getattr(row, f.name) for f in fields(Job)}
+    values |= {name: json.loads(values[name]) for name in _JSON_FIELDS if values[name] is not None}
+    return Job(**values)

@@ -1,0 +1,342 @@
+"""Jobs that survive: the two stages of the core as a durable workflow, behind DBOS 3.4.0.
+
+A gateway that dies leaves its jobs to the others, or to itself after a restart: a finished first frame is not
+drawn again. DBOS restarts only what its own executor id left behind, and with the default id a second process
+would re-run what a first one is running. So every start of a gateway has an id of its own and a lease on it,
+by the database's clock; every gateway hands the jobs of ids without a lease back to the queue.
+"""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dbos import DBOS, SetWorkflowID
+
+from huvidpo.errors import Cancelled
+from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
+from service.generation import Drawn, Finished, Generation, Plan, Progress
+from service.job_rows import Job, Rows, new_job
+from service.schemas import GenerateRequest
+from service.settings import Settings
+from service.store import Store
+
+logger = logging.getLogger(__name__)
+QUEUE = "clips"
+APPLICATION, VERSION = "huvidpo", "1"  # the version changes only when the workflow's steps do
+POLL_SECONDS = 0.1  # of the queue
+SWEEP_SECONDS = 1.0  # between two looks for expired and abandoned jobs
+LOOK_SECONDS = 0.3  # between two looks at whether a job that waits in a runner's queue is still wanted
+WATCH_SECONDS = 0.2  # between two looks at a job that somebody watches
+FORGOTTEN_SECONDS = 10.0  # a row so long in the queue may have lost its workflow: it is enqueued again
+T = TypeVar("T")
+
+
+class _Unwanted(Exception):
+    """The job was cancelled or deleted, or another gateway has it: there is nothing to say to anybody."""
+
+
+class JobEngine:
+    """One per process: DBOS keeps its state in module globals. `start` and `stop` on the server's loop."""
+
+    def __init__(self, core: Generation, settings: Settings):
+        self.core, self.settings = core, settings
+        folder = Path(settings.data).expanduser()
+        self.store = Store(folder / "clips")
+        self.rows = Rows(settings.database_url or f"sqlite:///{folder}/jobs.sqlite")
+        self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
+        self.executor = uuid.uuid4().hex
+        self._running: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.rows.prepare()
+        await self.rows.renew_lease(self.executor, self.settings.lease_seconds)
+        self._workflow = self._register()
+        DBOS(
+            config={
+                "name": APPLICATION,
+                "application_version": VERSION,
+                "executor_id": self.executor,
+                "system_database_url": self._system_url,
+                "log_level": "WARNING",
+            }
+        )
+        DBOS.launch()
+        await DBOS.register_queue_async(
+            QUEUE, worker_concurrency=self.settings.job_concurrency, polling_interval_sec=POLL_SECONDS
+        )
+        self._sweeper = asyncio.create_task(self._sweep_forever())
+
+    async def stop(self) -> None:
+        """What runs here goes back to the queue, for another gateway or the next start of this one."""
+        if self._sweeper:
+            self._sweeper.cancel()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.to_thread(DBOS.destroy)
+        # DBOS had put its own threads in the place of the loop's, and has ended them
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+        with suppress(Unavailable):
+            await self.rows.drop_leases([self.executor])
+        self.rows.close()
+
+    async def create(
+        self,
+        request: GenerateRequest,
+        owner: str = "",
+        idempotency_key: str | None = None,
+        source: str | None = None,
+    ) -> Job:
+        """A queued job; with an idempotency key, the job that the same key and request made before.
+
+        Raises InvalidRequest, Conflict (the key was used for another request), QueueFull, Unavailable.
+        """
+        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        plan = self.core.plan(request)
+        frame = None
+        if request.first_frame is not None:
+            frame = await self.core.read_first_frame(request.first_frame, plan.clip.options)
+        waiting = await self.rows.count("queued")
+        if waiting >= self.settings.max_queued_jobs:
+            raise QueueFull(f"{waiting} jobs are waiting, try again in a minute", 60)
+        decided = request.model_copy(update={"seed": plan.clip.seed, "first_frame": None})
+        job = new_job(f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source)
+        if frame is not None:
+            await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
+        stored = await self.rows.add(job, idempotency_key, fingerprint)
+        if stored.id != job.id:
+            await asyncio.to_thread(self.store.delete, job.id)
+            return stored
+        await self._enqueue(job.id)
+        return job
+
+    async def get(self, id: str, owner: str = "") -> Job:
+        """Raises NotFound, also for a job of another owner."""
+        return await self.rows.get(id, owner)
+
+    async def cancel(self, id: str, owner: str = "") -> Job:
+        """The job, which ends within one denoising step if it had not ended. Raises NotFound."""
+        await self.rows.get(id, owner)
+        if await self.rows.fail(id, to_dict(Cancelled("the job was cancelled")), self.settings.job_retention):
+            await DBOS.cancel_workflow_async(id)
+        return await self.rows.get(id, owner)
+
+    async def delete(self, id: str, owner: str = "") -> None:
+        """The job is cancelled if it had not ended; row and files go. Raises NotFound."""
+        await self.cancel(id, owner)
+        await self._forget(id)
+
+    async def watch(self, id: str, owner: str = "") -> AsyncIterator[Job]:
+        """The job as it is, then whenever it has changed, until it has ended. Raises NotFound."""
+        job = await self.rows.get(id, owner)
+        yield job
+        while not job.ended:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = await self.rows.get(id, owner)
+            if now != job:
+                job = now
+                yield job
+
+    async def _enqueue(self, id: str) -> None:
+        """A second time changes nothing. If it fails now, the sweeper does it later: the row is there."""
+        try:
+            with SetWorkflowID(id):
+                await DBOS.enqueue_workflow_async(QUEUE, self._workflow, id)
+        except Exception:
+            logger.exception("job %s could not be enqueued yet", id)
+
+    async def _forget(self, id: str) -> None:
+        await asyncio.to_thread(self.store.delete, id)
+        await self.rows.delete(id)
+        await DBOS.delete_workflow_async(id)
+
+    # The workflow. Steps return keys; what DBOS has recorded of a step is not run again.
+
+    def _register(self) -> Callable[[str], Any]:
+        @DBOS.step(name="first_frame")
+        async def first_frame(id: str) -> str:
+            return await self._here(self._draw(id))
+
+        @DBOS.step(name="video")
+        async def video(id: str, frame: str) -> str:
+            return await self._here(self._animate(id, frame))
+
+        @DBOS.step(name="fail")
+        async def fail(id: str, problem: dict[str, Any]) -> None:
+            await self.rows.fail(id, problem, self.settings.job_retention)
+
+        @DBOS.workflow(name="clip")
+        async def clip(id: str) -> None:
+            try:
+                await video(id, await first_frame(id))
+            except _Unwanted:
+                return
+            except Exception as error:
+                if row_of(error) is INTERNAL:
+                    logger.exception("job %s failed", id)
+                await fail(id, to_dict(error))
+
+        return clip
+
+    async def _here(self, step: Awaitable[str]) -> str:
+        """The step as a task that `stop` cancels: DBOS then records nothing, and it runs again elsewhere."""
+        task = asyncio.ensure_future(step)
+        self._running.add(task)
+        try:
+            return await task
+        finally:
+            self._running.discard(task)
+
+    async def _draw(self, id: str) -> str:
+        key = _frame_key(id)
+        job = await self._claim(id)
+        if (self.store.folder / key).is_file():  # uploaded, or drawn by one who died before saying so
+            return key
+        plan = self._plan(job)
+        drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
+        await asyncio.to_thread(self.store.put, key, drawn.png)
+        await self.rows.set_first_frame(id, key, _report(plan))
+        return key
+
+    async def _animate(self, id: str, frame: str) -> str:
+        job = await self._claim(id)
+        plan = self._plan(job)
+        png = await asyncio.to_thread(self.store.read, frame)
+        before = job.total - plan.clip.options.steps
+        clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
+        key = f"{id}/clip.{plan.format}"
+        await asyncio.to_thread(self.store.put, key, clip.data)
+        report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
+        report["bytes"] = len(clip.data)
+        if not await self.rows.complete(id, key, report, self.settings.job_retention):
+            await self._clear_up(id)
+            raise _Unwanted
+        return key
+
+    async def _clear_up(self, id: str) -> None:
+        """Files written after the job was deleted go too; those of a job that ended otherwise stay."""
+        try:
+            await self.rows.get(id)
+        except NotFound:
+            await asyncio.to_thread(self.store.delete, id)
+
+    async def _claim(self, id: str) -> Job:
+        if not await self.rows.claim(id, self.executor):
+            raise _Unwanted
+        return await self.rows.get(id)
+
+    def _plan(self, job: Job) -> Plan:
+        return self.core.plan(GenerateRequest(**job.request))
+
+    async def _patiently(self, id: str, stage: Callable[[], Awaitable[T]]) -> T:
+        """A runner that is full or away is waited for, as long as a request may take."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.settings.request_timeout
+        while True:
+            try:
+                return await stage()
+            except (Unavailable, QueueFull):
+                if loop.time() > end:
+                    raise
+            await asyncio.sleep(1.0)
+            if not await self.rows.wanted(id, self.executor):
+                raise _Unwanted
+
+    async def _last(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Any:
+        """The result of a stage; its steps are noted in the row. Raises _Unwanted as soon as that is so."""
+        async with aclosing(stage) as events, aclosing(_ticking(events)) as ticks:
+            async for event in ticks:
+                if isinstance(event, Drawn | Finished):
+                    return event
+                if isinstance(event, Progress):
+                    wanted = await self.rows.step(id, self.executor, before + event.step)
+                else:
+                    wanted = await self.rows.wanted(id, self.executor)
+                if not wanted:
+                    raise _Unwanted
+        raise RuntimeError("a stage ended without a result")
+
+    # What every gateway does for all of them.
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            try:
+                await self._sweep()
+            except Unavailable as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("looking after the jobs failed, it is tried again")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self) -> None:
+        await self.rows.renew_lease(self.executor, self.settings.lease_seconds)
+        for id in await self.rows.expired():
+            await self._forget(id)
+        for id in await self.rows.waiting(FORGOTTEN_SECONDS):
+            if await DBOS.get_workflow_status_async(id) is None:
+                await self._enqueue(id)
+        await self._take_over()
+
+    async def _take_over(self) -> None:
+        """Hands the running jobs of executors without a lease back to the queue."""
+        pending = await DBOS.list_workflows_async(status="PENDING", load_input=False, load_output=False)
+        leases = await self.rows.leases()
+        holders = {one.executor_id for one in pending if one.executor_id}
+        dead = [executor for executor in holders if not leases.get(executor)]
+        if dead:
+            logger.warning("gateways %s are gone, their jobs go on", ", ".join(dead))
+            await asyncio.to_thread(recover, dead)
+        await self.rows.drop_leases(
+            [one for one, alive in leases.items() if not alive and one not in holders]
+        )
+
+
+def recover(executors: list[str]) -> None:
+    """The one private call of DBOS that is used, pinned by a contract test: what those executors were running
+    goes back to its queue. Doing it twice, or in two gateways, changes nothing."""
+    DBOS._recover_pending_workflows(executors)
+
+
+async def _ticking(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The events, and None whenever LOOK_SECONDS pass without one."""
+    following = asyncio.ensure_future(anext(events))
+    try:
+        while True:
+            done, _ = await asyncio.wait({following}, timeout=LOOK_SECONDS)
+            if not done:
+                yield None
+                continue
+            try:
+                event = following.result()
+            except StopAsyncIteration:
+                return
+            yield event
+            following = asyncio.ensure_future(anext(events))
+    finally:
+        following.cancel()
+        await asyncio.wait({following})
+
+
+def _frame_key(id: str) -> str:
+    return f"{id}/first_frame.png"
+
+
+def _steps(plan: Plan, frame: bytes | None) -> int:
+    options = plan.clip.options
+    return options.steps + (options.first_frame_steps if frame is None else 0)
+
+
+def _report(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Seconds and backends by stage, added to those of the stage before."""
+    before = before or {"seconds": {}, "backends": {}}
+    seconds = {stage: before["seconds"].get(stage, 0.0) for stage in before["seconds"] | plan.seconds}
+    for stage, value in plan.seconds.items():
+        seconds[stage] += value
+    return {"seconds": seconds, "backends": before["backends"] | plan.backends}

@@ -1,0 +1,258 @@
+"""Jobs through restarts, kills and takeovers: real processes, real databases, toy stages."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ports import free_port
+
+from huvidpo.video import decode
+
+ROOT = Path(__file__).parents[2]
+
+
+class Engine:
+    """One process of tests/jobs_process.py."""
+
+    def __init__(self, folder: Path, database_url: str = "", steps=None, **settings: Any):
+        self.folder, self.log = folder, folder / "log"
+        self.log.touch()
+        given = {
+            "settings": {"data": str(folder), "database_url": database_url, "lease_seconds": 2} | settings,
+            "log": str(self.log),
+            "steps": {"first_frame": 0.002, "video": 0.01} | (steps or {}),
+        }
+        self.errors = (folder / f"errors-{time.monotonic_ns()}").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "jobs_process.py"), json.dumps(given)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
+        self.executor = ""
+
+    def ready(self) -> "Engine":
+        self.executor = self.answer()["ready"]
+        return self
+
+    def answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        assert line, Path(self.errors.name).read_text()[-3000:]
+        return json.loads(line)
+
+    def do(self, what: str, **fields: Any) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps({"do": what, **fields}).encode() + b"\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def wait(self, id: str, condition=lambda job: job["status"] in ("completed", "failed"), seconds=30):
+        deadline = time.monotonic() + seconds
+        while not condition(job := self.do("get", id=id)):
+            assert time.monotonic() < deadline, job
+            time.sleep(0.02)
+        return job
+
+    def lines(self) -> Counter[str]:
+        return Counter(self.log.read_text().splitlines())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """As at SIGTERM: stdin ends, the engine stops in order."""
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0, Path(self.errors.name).read_text()[-3000:]
+
+
+@pytest.fixture
+def start(tmp_path):
+    engines: list[Engine] = []
+
+    def start(*args: Any, **kwargs: Any) -> Engine:
+        engines.append(Engine(tmp_path, *args, **kwargs))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        if engine.process.poll() is None:
+            engine.process.send_signal(signal.SIGCONT)
+            engine.kill()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """A Postgres of its own, as the user postgres when we are root (it refuses to run as root)."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("no Postgres is installed (Debian: postgresql)")
+    bin, folder = programs[-1].parent, tmp_path_factory.mktemp("postgres")
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if user:
+        for parent in (folder, *folder.parents[:2]):
+            parent.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    data, port = folder / "data", free_port()
+    run = lambda *command: subprocess.run([*user, *map(str, command)], check=True, capture_output=True)  # noqa: E731
+    run(bin / "initdb", "-D", data, "-U", "huvidpo", "-A", "trust", "--no-sync")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run(bin / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
+    run(bin / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "huvidpo", "jobs")
+    yield f"postgresql://huvidpo@127.0.0.1:{port}/jobs"
+    run(bin / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+def test_a_job_from_queue_to_clip(start):
+    engine = start().ready()
+    job = engine.do("create", seed=7, frames=4)
+    assert (job["status"], job["done"], job["total"]) == ("queued", 0, 24)
+    job = engine.wait(job["id"])
+    assert (job["status"], job["done"], job["error"]) == ("completed", 24, None)
+    assert job["expires_at"] == pytest.approx(job["completed_at"] + 86_400)
+    clip = engine.folder / "clips" / job["clip"]
+    assert job["report"]["bytes"] == clip.stat().st_size
+    assert job["report"]["backends"] == {"first_frame": "painter", "video": "painter"}
+    assert decode(clip)[0].shape == (4, 32, 32, 3)
+    assert sorted(path.name for path in clip.parent.iterdir()) == ["clip.mp4", "first_frame.png"]
+    engine.stop()
+
+
+def test_killed_in_the_second_stage_it_goes_on_after_a_restart(start):
+    engine = start(steps={"video": 0.5}).ready()
+    id = engine.do("create", seed=7)["id"]
+    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.kill()
+    again = start().ready()
+    job = again.wait(id)
+    assert job["status"] == "completed"
+    lines = again.lines()
+    assert (lines["first_frame 7"], lines["video 7"]) == (1, 2)  # the frame is not drawn again
+    again.stop()
+
+
+def test_stopped_in_order_it_goes_on_at_once(start):
+    engine = start(steps={"video": 0.5}, lease_seconds=3600).ready()
+    id = engine.do("create", seed=7)["id"]
+    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.stop()
+    job = start(lease_seconds=3600).ready().wait(id)  # nobody waits for the lease of one that said goodbye
+    assert job["status"] == "completed"
+    assert engine.lines()["first_frame 7"] == 1
+
+
+@pytest.mark.parametrize("when", ["queued", "first_frame", "video"])
+def test_cancel_stops_within_a_step(start, when):
+    slow = {"first_frame": 0.3} if when != "video" else {"video": 0.3}
+    engine = start(steps=slow, job_concurrency=1).ready()
+    if when == "queued":
+        engine.do("create", seed=1)
+    id = engine.do("create", seed=7)["id"]
+    if when != "queued":
+        engine.wait(id, lambda job: job["done"] >= (1 if when == "first_frame" else 21))
+    job = engine.do("cancel", id=id)
+    steps = _steps(engine)
+    assert (job["status"], job["error"]["code"]) == ("failed", "cancelled")
+    time.sleep(1)
+    assert _steps(engine) <= (0 if when == "queued" else steps + 1)
+    assert engine.do("get", id=id) == job
+    assert not (engine.folder / "clips" / id / "clip.mp4").exists()
+
+
+def _steps(engine: Engine) -> int:
+    lines = engine.lines()
+    return lines["first_frame 7 step"] + lines["video 7 step"]
+
+
+def test_delete_leaves_neither_row_nor_files(start):
+    engine = start().ready()
+    done = engine.wait(engine.do("create", seed=7)["id"])["id"]
+    engine.do("delete", id=done)
+    assert engine.do("get", id=done)["error_"]["code"] == "not_found"
+    assert not (engine.folder / "clips" / done).exists()
+
+
+def test_row_and_files_expire_together(start):
+    engine = start(job_retention=1).ready()
+    id = engine.wait(engine.do("create", seed=7)["id"])["id"]
+    deadline = time.monotonic() + 20
+    while "error_" not in engine.do("get", id=id):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (engine.folder / "clips" / id).exists()
+
+
+def test_the_same_key_makes_one_job(start):
+    one, two = start().ready(), start().ready()
+    ids = {engine.do("create", key="k", seed=7)["id"] for engine in (one, two) * 5}
+    assert len(ids) == 1
+    refused = two.do("create", key="k", seed=8)
+    assert refused["error_"]["code"] == "conflict"
+    assert one.wait(ids.pop())["status"] == "completed"
+    assert one.lines()["first_frame 7"] == 1
+
+
+def test_bad_requests_and_full_queues_make_no_job(start):
+    engine = start(steps={"first_frame": 1}, max_queued_jobs=1, job_concurrency=1).ready()
+    assert engine.do("create", category="dance")["error_"]["field"] == "category"
+    first = engine.do("create")
+    engine.wait(first["id"], lambda job: job["status"] == "in_progress")
+    engine.do("create")
+    assert engine.do("create")["error_"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_two_gateways_and_kills_lose_and_double_nothing(start, database, request):
+    url = request.getfixturevalue("postgres") if database == "postgres" else ""
+    engines = [start(url).ready(), start(url).ready()]
+    ids = {}
+    for seed in range(20):
+        ids[engines[seed % 2].do("create", seed=seed)["id"]] = seed
+        if seed in (7, 14):
+            engines[0].kill()
+            engines[0] = start(url).ready()
+    for id in ids:
+        assert engines[1].wait(id)["status"] == "completed"
+    lines = engines[1].lines()
+    for seed in ids.values():
+        assert lines[f"first_frame {seed} done"] >= 1
+        assert lines[f"first_frame {seed} done"] - 1 <= lines[f"video {seed} done"] == 1
+    used = {engine.do("get", id=id)["id"] for engine in engines for id in ids}
+    assert used == set(ids)  # both know all
+
+
+def test_a_stopped_gateway_that_wakes_up_changes_nothing(start):
+    """Its lease has run out and another has its job: it stops at its next step, and one clip is kept."""
+    zombie = start(steps={"video": 0.4}).ready()
+    id = zombie.do("create", seed=7)["id"]
+    zombie.wait(id, lambda job: job["done"] >= 21)
+    zombie.process.send_signal(signal.SIGSTOP)
+    heir = start(steps={"video": 0.4}).ready()
+    heir.wait(id, lambda job: heir.lines()["video 7"] == 2)
+    zombie.process.send_signal(signal.SIGCONT)
+    job = heir.wait(id)
+    assert job["status"] == "completed"
+    time.sleep(1)
+    assert heir.lines()["video 7 done"] == 1
+    assert zombie.do("get", id=id) == job
+
+
+def test_the_private_call_of_dbos_is_where_we_use_it():
+    """`_recover_pending_workflows`: what a dead executor was running goes back to its queue, and nothing
+    else. A new version of DBOS has to be looked at before the pin moves."""
+    import inspect
+    from importlib.metadata import version
+
+    from dbos import DBOS
+
+    assert version("dbos") == "3.4.0"
+    assert list(inspect.signature(DBOS._recover_pending_workflows).parameters) == ["executor_ids"]
