@@ -75,13 +75,19 @@ class GatewayService(GuardedService):
     def to_asgi(self, is_main: bool = True) -> Any:
         from huvidpo.catalog import load_catalog
         from service import pages
-        from service.doors import Doors
+        from service.doors import PREFIX, Doors
         from service.http import Guard
 
         guard = super().to_asgi(is_main)
         app = pages.with_pages(guard.app, SETTINGS, load_catalog())
-        app = Doors(app, SETTINGS, lambda: bentoml.get_current_service().core)
-        return Guard(app, max_body=guard.max_body, paths=guard.paths | pages.PATHS, prefixes=(pages.PREFIX,))
+        doors = Doors(app, SETTINGS, lambda: bentoml.get_current_service().core)
+        return Guard(
+            doors,
+            max_body=guard.max_body,
+            paths=guard.paths | pages.PATHS,
+            prefixes=(pages.PREFIX, PREFIX),
+            forms=("/v1/videos", "/v1/videos/sync"),
+        )
 
 
 class _Runner:

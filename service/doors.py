@@ -7,6 +7,7 @@ too early), and stop before it takes them down.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from service.errors import Unavailable
 from service.generation import Generation
 from service.http import App, Message, Receive, Scope, Send
 from service.settings import Settings
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from service.grpc_server import GrpcServer
     from service.jobs import JobEngine
 
+PREFIX = "/v1/"  # what the videos API answers
 GRACE = 20.0  # seconds that calls have to finish at shutdown
 
 
@@ -25,8 +27,14 @@ class Doors:
         self.app, self.settings, self._core = app, settings, core
         self.jobs: JobEngine | None = None  # once started
         self._grpc: GrpcServer | None = None
+        from service.videos import videos_app  # late: the runners need none of this
+
+        self._videos = videos_app(self._engine)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+            await self._videos(scope, receive, send)
+            return
         if scope["type"] != "lifespan":
             await self.app(scope, receive, send)
             return
@@ -43,6 +51,11 @@ class Doors:
             await send(message)
 
         await self.app(scope, received, sent)
+
+    def _engine(self) -> "JobEngine":
+        if self.jobs is None:
+            raise Unavailable("the service is starting, try again in a few seconds")
+        return self.jobs
 
     async def _start(self) -> None:
         from service import grpc_server

@@ -1,6 +1,9 @@
 """One table from exception to answer, and the one JSON shape every error has:
 
-    {"error": {"code", "message", "request_id", "field"?, "details"?: [{"field", "message"}, ...]}}
+    {"error": {"code", "message", "type", "param", "request_id", "field"?,
+               "details"?: [{"field", "message"}, ...]}}
+
+`type` and `param` are there for OpenAI's clients.
 
 An error that is not in the table is ours: the client reads "internal" and a request id, the log the
 traceback.

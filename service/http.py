@@ -26,6 +26,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Read = Callable[[Request], Awaitable[GenerateRequest]]
 
 access = logging.getLogger("service.access")
 LEFT = 499  # the client went before there was an answer
@@ -49,12 +50,19 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, *, max_body: int, paths: frozenset[str] = frozenset(), prefixes: tuple[str, ...] = ()
+        self,
+        app: App,
+        *,
+        max_body: int,
+        paths: frozenset[str] = frozenset(),
+        prefixes: tuple[str, ...] = (),
+        forms: tuple[str, ...] = (),
     ):
         self.app = app
         self.max_body = max_body  # bytes
         # all others end here: BentoML's metrics keep a series for every path they see
         self.paths, self.prefixes = paths, prefixes
+        self.forms = forms  # paths that read multipart/form-data too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -88,7 +96,7 @@ class Guard:
             await answer.fail_status(404)
             return
         if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
-            receive = _replay(await self._read(headers, receive), receive)
+            receive = _replay(await self._read(scope["path"], headers, receive), receive)
         await self.app(scope, receive, answer.send)
         await answer.finish()
 
@@ -112,7 +120,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1000})
             self._account(scope, 403, 0.0, uuid.uuid4().hex)
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read(self, path: str, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises WrongMediaType, TooLarge."""
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body:
@@ -130,9 +138,10 @@ class Guard:
             if not message.get("more_body", False):
                 break
         media_type = headers.get("content-type", "").split(";")[0].strip().lower()
-        if size and media_type != "application/json":
+        allowed = ["application/json", *(["multipart/form-data"] if path in self.forms else [])]
+        if size and media_type not in allowed:
             raise WrongMediaType(
-                f"Content-Type: got {media_type[:100]!r}, only application/json is read here"
+                f"Content-Type: got {media_type[:100]!r}, only {' or '.join(allowed)} is read here"
             )
         return b"".join(parts)
 
@@ -228,14 +237,25 @@ def error_response(error: Exception, request_id: str) -> Response:
 def problem_response(status: int, problem: dict[str, Any], request_id: str) -> Response:
     retry_after = problem.pop("retry_after", 5 if status == 503 else None)
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    return JSONResponse({"error": problem | {"request_id": request_id}}, status_code=status, headers=headers)
+    contract = {"type": error_type(status), "param": problem.get("field"), "request_id": request_id}
+    return JSONResponse({"error": problem | contract}, status_code=status, headers=headers)
 
 
-async def answer_generate(core: Generation, request: Request) -> Response:
+def error_type(status: int) -> str:
+    """What OpenAI's clients find in `type`."""
+    special = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return special.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+async def read_json(request: Request) -> GenerateRequest:
+    return parse(GenerateRequest, await request.body())
+
+
+async def answer_generate(core: Generation, request: Request, read: Read = read_json) -> Response:
     """POST /generate_video: the clip, or an error. The work is cancelled as soon as the client is gone."""
     request_id = request.state.request_id
-    body = await request.body()
-    work = asyncio.ensure_future(_generate(core, body))
+    await request.body()  # all of it: what comes after is the news that the client has left
+    work = asyncio.ensure_future(_generate(core, request, read))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -252,13 +272,13 @@ async def answer_generate(core: Generation, request: Request) -> Response:
         await asyncio.wait({work, gone})
 
 
-async def _generate(core: Generation, body: bytes) -> Finished:
+async def _generate(core: Generation, request: Request, read: Read) -> Finished:
     try:
-        request = parse(GenerateRequest, body)
+        wanted = await read(request)
     except Exception as error:
         REQUESTS.labels(row_of(error).code, "unknown").inc()
         raise
-    async with aclosing(core.generate(request)) as events:
+    async with aclosing(core.generate(wanted)) as events:
         async for event in events:
             if isinstance(event, Finished):
                 return event

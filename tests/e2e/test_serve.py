@@ -34,7 +34,7 @@ def problem(response):
     assert (
         {"code", "message", "request_id"}
         <= set(error)
-        <= {"code", "message", "request_id", "field", "details"}
+        <= {"code", "message", "request_id", "field", "details", "type", "param"}
     )
     assert error["request_id"] == response.headers["x-request-id"]
     assert "Traceback" not in response.text

@@ -1,0 +1,377 @@
+"""The videos API that OpenAI's clients, vLLM-Omni, SGLang and LiteLLM speak, over the job engine: /v1/videos.
+
+What it adds to that contract: category and style, the fields of vLLM-Omni (num_frames, seed, ...), cancel,
+Idempotency-Key. A cancelled job reads as failed with the code "cancelled". To look at a job that failed is no
+error: 200.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageSequence
+from pydantic import BaseModel, ConfigDict
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from huvidpo.catalog import Catalog
+from huvidpo.errors import InvalidRequest
+from huvidpo.video import decode
+from service.errors import BadFields, MalformedBody, NotFound
+from service.generation import Generation
+from service.http import answer_generate
+from service.job_rows import Job
+from service.jobs import JobEngine
+from service.schemas import Format, GenerateRequest, parse
+
+MAX_PAGE = 100  # jobs in one answer
+SPRITES = 16  # most pictures of a spritesheet, in rows of four
+DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
+# The core's name of a field -> this API's
+NAMES = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "frames": "num_frames",
+    "first_frame": "input_reference",
+}
+
+
+class Reference(BaseModel):
+    """An image in a JSON body: no address is followed, the bytes come along."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_url: str
+
+
+class VideoRequest(BaseModel):
+    """The body of POST /v1/videos. In a form everything is text, so text that reads as a number is one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    model: str | None = None
+    seconds: float | None = None
+    size: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    fps: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    negative_prompt: str | None = None
+    category: str | None = None
+    style: str | None = None
+    format: Format = "mp4"
+    input_reference: Reference | None = None
+
+
+class RemixRequest(BaseModel):
+    """The body of POST /v1/videos/{id}/remix."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str
+
+
+def videos_app(engine: Callable[[], JobEngine]) -> Starlette:
+    """The routes below /v1. `engine` is asked at each request: it starts after the routes are made."""
+    door = _Door(engine)
+    return Starlette(
+        routes=[
+            Route("/v1/videos", door.create, methods=["POST"]),
+            Route("/v1/videos", door.page, methods=["GET"]),
+            Route("/v1/videos/sync", door.sync, methods=["POST"]),
+            Route("/v1/videos/{id}", door.retrieve, methods=["GET"]),
+            Route("/v1/videos/{id}", door.delete, methods=["DELETE"]),
+            Route("/v1/videos/{id}/content", door.content, methods=["GET"]),
+            Route("/v1/videos/{id}/remix", door.remix, methods=["POST"]),
+            Route("/v1/videos/{id}/cancel", door.cancel, methods=["POST"]),
+            Route("/v1/models", door.models, methods=["GET"]),
+            Route("/v1/models/{id}", door.model, methods=["GET"]),
+        ]
+    )
+
+
+class _Door:
+    def __init__(self, engine: Callable[[], JobEngine]):
+        self._engine = engine
+
+    async def create(self, request: Request) -> Response:
+        engine = self._engine()
+        wanted = await read(request, engine.core)
+        try:
+            job = await engine.create(wanted, owner(request), request.headers.get("idempotency-key"))
+        except InvalidRequest as error:
+            raise renamed(error) from error
+        return self._answer(engine, job)
+
+    async def sync(self, request: Request) -> Response:
+        """The clip itself, as POST /generate_video answers."""
+        core = self._engine().core
+        return await answer_generate(core, request, lambda request: read(request, core))
+
+    async def retrieve(self, request: Request) -> Response:
+        engine = self._engine()
+        return self._answer(engine, await engine.get(request.path_params["id"], owner(request)))
+
+    async def page(self, request: Request) -> Response:
+        engine, asked = self._engine(), request.query_params
+        limit, order = asked.get("limit", "20"), asked.get("order", "desc")
+        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_PAGE:
+            raise InvalidRequest(f"limit: got {limit[:20]!r}, expected 1 to {MAX_PAGE}", "limit")
+        if order not in ("asc", "desc"):
+            raise InvalidRequest(f"order: got {order[:20]!r}, expected asc or desc", "order")
+        after = asked.get("after")
+        jobs = await engine.rows.page(owner(request), after, int(limit) + 1, order == "desc")
+        data = [video(job, engine.core) for job in jobs[: int(limit)]]
+        ids = [one["id"] for one in data] or [None]
+        more = {"has_more": len(jobs) > len(data), "first_id": ids[0], "last_id": ids[-1]}
+        return JSONResponse({"object": "list", "data": data} | more)
+
+    async def delete(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        await self._engine().delete(id, owner(request))
+        return JSONResponse({"id": id, "object": "video.deleted", "deleted": True})
+
+    async def cancel(self, request: Request) -> Response:
+        engine = self._engine()
+        return self._answer(engine, await engine.cancel(request.path_params["id"], owner(request)))
+
+    async def remix(self, request: Request) -> Response:
+        """The same request with another prompt, and the same seed."""
+        engine = self._engine()
+        source = await engine.get(request.path_params["id"], owner(request))
+        prompt = parse(RemixRequest, await request.body()).prompt
+        wanted = parse(GenerateRequest, json.dumps(source.request | {"prompt": prompt}).encode())
+        key = request.headers.get("idempotency-key")
+        return self._answer(engine, await engine.create(wanted, owner(request), key, source=source.id))
+
+    async def content(self, request: Request) -> Response:
+        engine = self._engine()
+        job = await engine.get(request.path_params["id"], owner(request))
+        if job.status != "completed" or job.clip is None or job.report is None:
+            raise NotFound(f"the video has no content: its status is {job.status}")
+        path, variant = engine.store.path(job.clip), request.query_params.get("variant", "video")
+        if variant == "video":
+            name = f"{job.id}.{job.request['format']}"
+            return FileResponse(path, media_type=job.report["media_type"], filename=name)
+        make = {"thumbnail": thumbnail, "spritesheet": spritesheet}.get(variant)
+        if make is None:
+            raise InvalidRequest(
+                f"variant: got {variant[:20]!r}, expected video, thumbnail or spritesheet", "variant"
+            )
+        data, media_type = await asyncio.to_thread(make, path.read_bytes(), job.request["format"])
+        return Response(data, media_type=media_type)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(self._engine().settings.model)]})
+
+    async def model(self, request: Request) -> Response:
+        served = self._engine().settings.model
+        if request.path_params["id"] != served:
+            raise NotFound(f"model: got {request.path_params['id'][:40]!r}, this server has {served}")
+        return JSONResponse(_model(served))
+
+    def _answer(self, engine: JobEngine, job: Job) -> Response:
+        headers = {} if job.ended else {"openai-poll-after-ms": str(poll_after_ms(job))}
+        return JSONResponse(video(job, engine.core), headers=headers)
+
+
+def owner(request: Request) -> str:
+    """Name of the API key the request came with; "" where the service has no keys."""
+    return request.scope.get("state", {}).get("key", "")
+
+
+async def read(request: Request, core: Generation) -> GenerateRequest:
+    """A JSON body or a form as the core's request. Raises InvalidRequest in this API's names."""
+    asked, image = await _fields(request)
+    if asked.input_reference is not None:
+        url = asked.input_reference.image_url
+        if not (found := DATA_URL.match(url)):
+            raise InvalidRequest(
+                "input_reference: addresses are not followed here; send the image as a file or as a "
+                "data:image/png;base64,... URL",
+                "input_reference",
+            )
+        image = url[found.end() :]
+    _check_model(asked, core)
+    style = asked.style if asked.style is not None else next(iter(core.catalog.styles))
+    fields = {
+        "prompt": asked.prompt,
+        "category": asked.category if asked.category is not None else infer(asked.prompt, core.catalog),
+        "style": style,
+        "seed": asked.seed,
+        "steps": asked.num_inference_steps,
+        "guidance": asked.guidance_scale,
+        "frames": _frames(asked, core),
+        "fps": asked.fps,
+        "negative_prompt": asked.negative_prompt,
+        "first_frame": image,
+        "format": asked.format,
+    }
+    try:
+        wanted = parse(GenerateRequest, json.dumps(fields).encode())
+        core.plan(wanted)
+    except InvalidRequest as error:
+        raise renamed(error) from error
+    return wanted
+
+
+async def _fields(request: Request) -> tuple[VideoRequest, str | None]:
+    """The body, and the uploaded image in base64."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return parse(VideoRequest, await request.body()), None
+    image, fields = None, dict[str, Any]()
+    try:
+        async with request.form(max_files=1, max_fields=50, max_part_size=2**24) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    if name != "input_reference":
+                        raise InvalidRequest(f"{name[:40]}: not a file field, known: input_reference", None)
+                    image = base64.b64encode(await value.read()).decode("ascii")
+                elif inner := re.fullmatch(r"input_reference\[(\w+)\]", name):
+                    fields.setdefault("input_reference", {})[inner[1]] = value
+                else:
+                    fields[name] = value
+    except InvalidRequest:
+        raise
+    except Exception as error:  # python-multipart and Starlette each have their own
+        raise MalformedBody("the body is not a form as multipart/form-data says") from error
+    return parse(VideoRequest, json.dumps(fields).encode()), image
+
+
+def _check_model(asked: VideoRequest, core: Generation) -> None:
+    served = core.settings.model
+    if asked.model not in (None, served):
+        raise InvalidRequest(f"model: got {asked.model[:40]!r}, this server has {served}", "model")
+    options = core.catalog.model(served).defaults
+    size = f"{options.width}x{options.height}"
+    if asked.size not in (None, size):
+        raise InvalidRequest(f"size: got {asked.size[:40]!r}, this model makes {size}", "size")
+    for name in ("width", "height"):
+        if getattr(asked, name) not in (None, getattr(options, name)):
+            raise InvalidRequest(f"{name}: got {getattr(asked, name)}, this model makes {size}", name)
+
+
+def _frames(asked: VideoRequest, core: Generation) -> int | None:
+    """`num_frames`, or `seconds` at the frame rate."""
+    if asked.seconds is None:
+        return asked.num_frames
+    fps = asked.fps or core.catalog.model(core.settings.model).defaults.fps
+    frames = round(asked.seconds * fps) if 0 < asked.seconds < 1000 else 0
+    most = core.settings.max_frames
+    if asked.num_frames is not None and asked.num_frames != frames:
+        raise InvalidRequest(f"seconds: {asked.seconds:g} at {fps} frames per second are {frames} frames, "
+                             f"num_frames says {asked.num_frames}", "seconds")  # fmt: skip
+    if not 2 <= frames <= most:
+        raise InvalidRequest(
+            f"seconds: got {asked.seconds:g}, this server allows {2 / fps:g} to {most / fps:g} "
+            f"at {fps} frames per second",
+            "seconds",
+        )
+    return frames
+
+
+def infer(prompt: str, catalog: Catalog) -> str:
+    """The one category that the prompt names, in singular or plural. Raises InvalidRequest."""
+    words = {word.rstrip("s") for word in re.findall(r"\w+", prompt.lower())}
+    named = [name for name in catalog.categories if name.lower().rstrip("s") in words]
+    if len(named) != 1:
+        found = f"the prompt names {', '.join(named)}" if named else "the prompt names none"
+        raise InvalidRequest(f"category: {found}, choose one of: {', '.join(catalog.categories)}", "category")
+    return named[0]
+
+
+def renamed(error: InvalidRequest) -> InvalidRequest:
+    """The same error in this API's names of the fields."""
+
+    def text(message: str, field: str) -> str:
+        return message.replace(f"{field}:", f"{NAMES.get(field, field)}:")
+
+    if isinstance(error, BadFields):
+        details = [
+            {"field": NAMES.get(one["field"], one["field"]), "message": text(one["message"], one["field"])}
+            for one in error.details
+        ]
+        return BadFields("; ".join(one["message"] for one in details), details[0]["field"], details)
+    field = error.field or ""
+    return type(error)(text(error.message, field), NAMES.get(field, field) or None)
+
+
+def video(job: Job, core: Generation) -> dict[str, Any]:
+    """The video object of the contract, with what the contract has no field for."""
+    asked, options = job.request, core.catalog.model(core.settings.model).defaults
+    error = job.error and {"code": job.error["code"], "message": job.error["message"]}
+    return {
+        "id": job.id,
+        "object": "video",
+        "model": core.settings.model,
+        "status": job.status,
+        "progress": job.progress,
+        "created_at": int(job.created_at),
+        "completed_at": None if job.completed_at is None else int(job.completed_at),
+        "expires_at": int(job.expires_at) if job.ended else None,
+        "prompt": asked["prompt"],
+        "seconds": f"{asked['frames'] / asked['fps']:g}",
+        "size": f"{options.width}x{options.height}",
+        "remixed_from_video_id": job.source,
+        "error": error,
+    } | {name: asked[name] for name in ("category", "style", "seed", "negative_prompt", "format")} | {
+        "num_frames": asked["frames"],
+        "fps": asked["fps"],
+        "num_inference_steps": asked["steps"],
+        "guidance_scale": asked["guidance"],
+    }  # fmt: skip
+
+
+def poll_after_ms(job: Job) -> int:
+    """When to ask again: at the end as the steps so far promise it, within 0.2 to 5 seconds."""
+    if job.started_at is None or not job.done:
+        return 1000
+    left = (time.time() - job.started_at) / job.done * (job.total - job.done)
+    return round(1000 * min(max(left, 0.2), 5.0))
+
+
+def thumbnail(data: bytes, format: str) -> tuple[bytes, str]:
+    """The clip's first picture as WebP."""
+    return _encoded(Image.fromarray(_pictures(data, format)[0]), "webp")
+
+
+def spritesheet(data: bytes, format: str) -> tuple[bytes, str]:
+    """Up to 16 pictures, evenly over the clip, in rows of four as JPEG."""
+    pictures = _pictures(data, format)
+    indices = np.linspace(0, len(pictures) - 1, min(SPRITES, len(pictures))).round().astype(int)
+    chosen = [pictures[i] for i in indices]
+    height, width = chosen[0].shape[:2]
+    sheet = Image.new("RGB", (4 * width, -(-len(chosen) // 4) * height))
+    for i, picture in enumerate(chosen):
+        sheet.paste(Image.fromarray(picture), (i % 4 * width, i // 4 * height))
+    return _encoded(sheet, "jpeg")
+
+
+def _pictures(data: bytes, format: str) -> list[np.ndarray]:
+    if format == "mp4":
+        return list(decode(data)[0])
+    with Image.open(io.BytesIO(data)) as image:
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+
+
+def _encoded(image: Image.Image, format: Literal["webp", "jpeg"]) -> tuple[bytes, str]:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, quality=90)
+    return buffer.getvalue(), f"image/{format}"
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "huvidpo"}
