@@ -101,7 +101,8 @@ def messages_of(event: Event) -> Iterator[messages.GenerateEvent]:
         accepted = messages.Accepted(model=event.model, seed=event.request.seed)
         yield messages.GenerateEvent(accepted=accepted)
     elif isinstance(event, Queued):
-        yield messages.GenerateEvent(queued=messages.Queued(stage=event.stage))
+        queued = messages.Queued(stage=event.stage, position=event.position, eta_seconds=event.eta)
+        yield messages.GenerateEvent(queued=queued)
     elif isinstance(event, Progress):
         progress = messages.Progress(stage=event.stage, step=event.step, total=event.total)
         yield messages.GenerateEvent(progress=progress)

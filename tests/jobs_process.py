@@ -30,7 +30,7 @@ def runner(stage: str, log: Path, step_seconds: float):
             file.write(text + "\n")
 
     async def run(job):
-        yield {"event": "queued"}
+        yield {"event": "queued", "position": 0, "eta": None}
         note(f"{stage} {job.seed}")
         options = runners.to_clip_request(job).options
         total = options.first_frame_steps if stage == "first_frame" else options.steps

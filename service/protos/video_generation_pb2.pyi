@@ -55,10 +55,14 @@ class Accepted(_message.Message):
     def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Queued(_message.Message):
-    __slots__ = ("stage",)
+    __slots__ = ("stage", "position", "eta_seconds")
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
     stage: str
-    def __init__(self, stage: _Optional[str] = ...) -> None: ...
+    position: int
+    eta_seconds: float
+    def __init__(self, stage: _Optional[str] = ..., position: _Optional[int] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "step", "total")

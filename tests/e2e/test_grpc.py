@@ -60,6 +60,7 @@ def test_progress_then_the_clip(server, stub):
     call = stub.Generate(request(seed=5, frames=4, fps=12), metadata=(("x-request-id", "mine-1"),))
     events = list(call)
     kinds = [event.WhichOneof("event") for event in events]
+    assert events[1].queued.position >= 0
     first_frame = ["queued", *["progress"] * 3]
     assert kinds[:8] == ["accepted", *first_frame, "queued", "progress", "progress"]
     assert kinds[8] == "clip"

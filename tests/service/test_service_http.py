@@ -256,5 +256,7 @@ def test_answers_name_the_field():
         "code": "invalid_request",
         "message": "style: got 'x', known: cartoon",
         "field": "style",
+        "param": "style",
+        "type": "invalid_request_error",
         "request_id": "id1",
     }
