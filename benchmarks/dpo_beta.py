@@ -2,10 +2,10 @@
 
     python benchmarks/dpo_beta.py --category helicopter          four runs, about ten minutes on two cores
 
-Needs the rated clips and stage-1 weights of `python -m tiny.preferences`. Figures of the last look
+Needs the rated clips and stage-1 weights of `python -m tiny.preferences`. Metrics of the last evaluation
 (training/monitors.py): accuracy and margin of held-out pairs, drift of winners and losers in per cent of the
-reference's error (winners should not rise), norm of the LoRA, motion of the sample clips by stage 1's. Prints
-a table and appends one JSON line to benchmarks/results/.
+reference's error (winners should not rise), norm of the LoRA, frame difference of the sample clips by stage
+1's. Prints a table and appends one JSON line to benchmarks/results/.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tiny.preferences import LOOPS
 
 
 def run(category: str, beta: float, steps: int) -> dict[str, Any]:
-    """The last look of a run."""
+    """The last evaluation of a run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "training.dpo", "--model", "tiny", "--category", category]
         command += ["--clips", str(LOOPS / category / "candidates"), "--run", f"{folder}/run"]
@@ -36,8 +36,8 @@ def run(category: str, beta: float, steps: int) -> dict[str, Any]:
         ]
         command += ["--steps", str(steps), "--set", f"beta={beta}"]
         subprocess.run(command, check=True, cwd=ROOT)
-        looks = Path(folder, "run", "monitors.jsonl").read_text(encoding="utf-8").splitlines()
-    return {"beta": beta, **json.loads(looks[-1])}
+        evaluations = Path(folder, "run", "monitors.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"beta": beta, **json.loads(evaluations[-1])}
 
 
 def main() -> None:
@@ -51,13 +51,13 @@ def main() -> None:
     args.device = "cpu"
     rows = [run(args.category, beta, args.steps) for beta in args.betas]
     print(f"{'beta':>8}{'accuracy':>10}{'beta x margin':>15}{'winners':>10}", end="")
-    print(f"{'losers':>9}{'LoRA':>7}{'motion':>8}")
+    print(f"{'losers':>9}{'LoRA':>7}{'change':>8}")
     for row in rows:
         print(
             f"{row['beta']:>8.0f}{row['held_out_accuracy']:>10.2f}"
             f"{row['beta'] * row['held_out_margin']:>15.2f}{100 * row['held_out_winner_drift']:>+9.1f}%"
             f"{100 * row['held_out_loser_drift']:>+8.1f}%{row['lora_norm']:>7.2f}"
-            f"{row['motion'] / row['motion_before']:>8.2f}"
+            f"{row['frame_difference'] / row['frame_difference_before']:>8.2f}"
         )
     record(args, rows=rows)
 

@@ -84,10 +84,10 @@ def plain_loss(unet: VideoUNet, reference: VideoUNet, beta: float) -> Loss:
             with autocast():
                 return network(clips[i], timesteps, text[i]).float()
 
-        policy = [predict(unet, i) for i in (0, 1)]
+        policy = torch.cat([predict(unet, i) for i in (0, 1)])
         with torch.no_grad():
-            frozen = [predict(reference, i) for i in (0, 1)]
-        return dpo_loss(*policy, *frozen, clips[0], beta=beta)[0]
+            frozen = torch.cat([predict(reference, i) for i in (0, 1)])
+        return dpo_loss(policy, frozen, clips[0], beta=beta)[0]
 
     return loss
 

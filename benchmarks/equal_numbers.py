@@ -30,7 +30,7 @@ SCORES = (9.0, 7.5, 6.0, 4.0, 2.5, 1.0)
 RUNS = {
     "motion": ("training.motion", "gif", ["--category", "waterfall"]),
     "dpo": ("training.dpo", "gif", ["--category", "waterfall", "--stage1", str(STAGE1)]),
-    "dpo of pictures": ("training.dpo_image", "png", []),
+    "dpo of pictures": ("training.dpo", "png", ["--recipe", "tiny_dpo_image"]),
 }
 SETTINGS = ("precision=fp32", "log_every=1", "sample_every=20", "save_every=20")
 

@@ -3,7 +3,7 @@
     python -m tiny.first_frame_preferences
 
 Of each of 96 prompts two drawn pictures and the rendered one get the score of a stated rule - no people rated
-anything: ten times the cosine, by the tiny CLIP, between picture and caption. `training.dpo_image` trains on
+anything: ten times the cosine, by the tiny CLIP, between picture and caption. `training.dpo` trains on
 them, and what it made ships in models/tiny/first_frame/unet if, on prompts and seeds that it did not see,
 the 95 % interval of its win rate by the same rule lies above one half; the plain network stays otherwise.
 Everything lies in runs/tiny/first_frame_preferences, the verdict in `promotion.json`.
@@ -35,7 +35,7 @@ from preferences.records import RATINGS_FILE, Rating, append
 from tiny.common import FAMILY, RUNS
 from tiny.evaluate import batches, request_for
 from tiny.world import random_scenes, render
-from training import dpo_image
+from training import dpo
 
 UNET = FAMILY / "first_frame" / "unet"
 FOLDER = RUNS / "first_frame_preferences"
@@ -62,7 +62,7 @@ def score(judge: Judge, picture: np.ndarray, caption: str) -> float:
 
 
 def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
-    """The folder that `training.dpo_image` takes: pictures, captions and simulated ratings."""
+    """The folder that `training.dpo` takes: pictures, captions and simulated ratings."""
     shutil.rmtree(RATED, ignore_errors=True)
     RATED.mkdir(parents=True)
     scenes = random_scenes(PROMPTS, SEED)
@@ -122,8 +122,8 @@ def main() -> int:
         make_rated(plain, judge)
     lora, full = FOLDER / "lora.safetensors", FOLDER / "unet"
     if not full.exists():
-        options = ["--model", "tiny", "--clips", str(RATED), "--out", str(lora), "--full", str(full)]
-        if status := dpo_image.main([*options, "--run", str(FOLDER / "run"), "--resume"]):
+        options = ["--model", "tiny", "--recipe", "tiny_dpo_image", "--clips", str(RATED), "--out", str(lora)]
+        if status := dpo.main([*options, "--full", str(full), "--run", str(FOLDER / "run"), "--resume"]):
             return status
     verdict = compare(plain, load_aligned(full), judge)
     (FOLDER / "promotion.json").write_text(json.dumps(verdict, indent=2) + "\n")

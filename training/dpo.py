@@ -1,4 +1,4 @@
-"""Stage 2, preferences: a LoRA that makes a category's clips the ones people prefer, by DPO.
+"""Stage 2, preferences: a LoRA that makes clips, or first frames, the ones people prefer, by DPO.
 
     python -m training.dpo --model tiny --category horse --clips clips/horse --stage1 horse.safetensors \\
         --out horse_lora.safetensors
@@ -6,53 +6,223 @@
         --out horse_lora.safetensors --resume
     python -m training.dpo --model sd14 --category horse --clips clips/horse --stage1 horse.safetensors \\
         --out horse_lora.safetensors --set loss=ipo --set anchor=1
+    python -m training.dpo --model tiny --recipe tiny_dpo_image --clips pictures \\
+        --out first_frame_lora.safetensors --full first_frame_unet
 
 CLIPS is a folder of rated clips (`judging.candidates` makes one, `judging.ratings report` shows it). The
 reference of DPO is the network after stage 1, which is the one in training with its LoRA off. OUT receives
-the LoRA alone; `training.merge` puts it into the category's weights. The run's folder, by default
-`runs/dpo/<model>-<category>`, has the checkpoint, TensorBoard events, sample clips and the monitors
-(`monitors.jsonl`, `monitors.png`: see training.monitors). SIGTERM or Ctrl-C saves and exits with 0; the same
-command with `--resume` goes on from there. Several processes: `accelerate launch -m training.dpo`.
+the LoRA alone; `training.merge` puts it into the category's weights.
+
+A recipe whose `frames` is 1 trains the first-frame network on pictures instead (Diffusion-DPO, arXiv
+2311.12908): the files of CLIPS are pictures, or videos of which the first frame is taken; all its categories
+train the one network, and there is no --category and no --stage1. `--full` also writes the whole merged UNet
+as a diffusers folder, which a model of the catalog names as `first_frame_unet`.
+
+The run's folder, by default `runs/dpo/<model>-<category>` or `runs/dpo/<model>-first_frame`, has the
+checkpoint, TensorBoard events, samples and the monitors (`monitors.jsonl`, `monitors.png`: see
+training.monitors). SIGTERM or Ctrl-C saves and exits with 0; the same command with `--resume` goes on from
+there. Several processes: `accelerate launch -m training.dpo`.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from diffusers import DDIMScheduler
+from accelerate import Accelerator, PartialState
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 
 from huvidpo import video
-from huvidpo.catalog import Category, Model, load_catalog
+from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
-from huvidpo.config import SamplingOptions
+from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
-from huvidpo.pipeline import VideoPipeline
-from preferences import metrics as evaluation
-from training.adapter import adapter_tensors, add_adapter
-from training.data import embed_texts, fingerprint_tensors
-from training.dpo_task import DPOTask
-from training.lineage import commit
+from huvidpo.lora import merge
+from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from preferences.metrics import ssim
+from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
+from training.data import embed_texts, fingerprint_tensors, rows_for
+from training.lineage import commit, write_network
 from training.loop import TrainingError, train
+from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
 from training.merge import check_lineage, load_base
-from training.monitors import Monitors
+from training.monitors import Monitors, pair_metrics
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
-from training.rated import load_rated
+from training.rated import Rated, load_rated
 from training.recipes import DPO_RECIPES, DPORecipe, override
 
-SAMPLES = 2  # clips made at each look
+CLIPS, PICTURES = 2, 8  # samples made at each evaluation
+LEVELS = 4  # fixed timesteps of the monitors: the middle of each quarter of the recipe's range
+WATCHED = 32  # samples of either side, trained on and held out, that the monitors look at
+
+Condition = tuple[Tensor, Tensor]
+"""SDXL's embeddings of a text: hidden states [L, D] and the pooled projection [P]."""
+
+
+# The task: what a step costs (METHOD section 5), and what is measured between steps
+
+
+@dataclass
+class DPOTask:
+    """Preferences for the loop: `training.loop.Task`. Clips and pictures differ in `network` alone.
+
+    The network in training is its own reference: the same weights with the LoRA off. Both samples of a pair
+    get one timestep and one noise, and go through the network together.
+    """
+
+    rated: Rated
+    captions: list[str]
+    """What each row is shown with."""
+    network: "VideoNetwork | PictureNetwork"
+    scheduler: DDIMScheduler
+    recipe: DPORecipe
+    device: torch.device
+    before: dict[str, Any] = field(default_factory=dict)
+    """Errors and samples of the reference, which never change: made at the first evaluation."""
+    samples: list[np.ndarray] = field(default_factory=list)
+    """Of the last evaluation."""
+
+    def loss(
+        self, model: nn.Module, draw: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch of pairs, or of single samples for kto."""
+        chosen = self._chosen(draw)
+        noise, timesteps = self._noise(len(chosen), generator)
+        learn = self._kto if self.recipe.loss == "kto" else self._pairs
+        loss, stats = learn(model, chosen, noise, timesteps)
+        return loss, {name: float(value) for name, value in stats.items()}
+
+    def _pairs(
+        self, model: nn.Module, chosen: np.ndarray, noise: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Stats]:
+        """Winners, then their losers: one timestep and one noise per pair."""
+        recipe, pairs = self.recipe, self.rated.train
+        rows = np.concatenate([pairs.winner[chosen], pairs.loser[chosen]])
+        both = torch.cat([noise, noise]), torch.cat([timesteps, timesteps])
+        with torch.no_grad(), adapter_off(model):
+            reference = self._predict(model, rows, *both)
+        policy = self._predict(model, rows, *both)
+        weights = torch.from_numpy(pairs.weight[chosen]).to(self.device) if recipe.gap_weights else None
+        return dpo_loss(
+            policy,
+            reference,
+            noise,
+            beta=recipe.beta,
+            kind=recipe.loss,  # type: ignore[arg-type]  # not kto
+            smoothing=recipe.label_smoothing,
+            anchor=recipe.anchor,
+            weights=weights,
+        )
+
+    def _kto(
+        self, model: nn.Module, rows: np.ndarray, noise: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Stats]:
+        """Single samples, good or bad by the sign of their strength."""
+        with torch.no_grad(), adapter_off(model):
+            reference = noise_error(self._predict(model, rows, noise, timesteps), noise)
+        policy = noise_error(self._predict(model, rows, noise, timesteps), noise)
+        strength = torch.from_numpy(self.rated.strength).float().to(self.device)
+        mean = strength[self.units()].abs().mean()
+        weights = strength[rows].abs() / mean if self.recipe.gap_weights else None
+        return kto_loss(policy, reference, strength[rows] > 0, beta=self.recipe.beta, weights=weights)
+
+    def _predict(self, model: nn.Module, rows: np.ndarray, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise [N, ...] that `model` sees in samples `rows` [N], in one forward or in halves."""
+        halves = 1 if self.recipe.one_forward or len(rows) % 2 else 2
+        parts = zip(np.split(rows, halves), noise.chunk(halves), timesteps.chunk(halves), strict=True)
+        return torch.cat([self._forward(model, *part) for part in parts])
+
+    def _forward(self, model: nn.Module, rows: np.ndarray, noise: Tensor, timesteps: Tensor) -> Tensor:
+        latents = torch.from_numpy(self.rated.latents[rows].astype(np.float32)).to(self.device)
+        noisy = add_noise(self.scheduler, latents, noise, timesteps)
+        answer = self.network.answer(model, noisy, timesteps, [self.captions[row] for row in rows])
+        return noise_prediction(self.scheduler, answer, noisy, timesteps)
+
+    def _chosen(self, draw: int) -> np.ndarray:
+        return rows_for(self.units(), draw, self.recipe.batch_size, self.recipe.seed)
+
+    def _noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise [count, ...] and timesteps [count]."""
+        low, high = self._timestep(self.recipe.lowest_timestep), self._timestep(self.recipe.highest_timestep)
+        timesteps = torch.randint(low, max(high, low + 1), (count,), generator=generator)
+        noise = torch.randn(count, *self.rated.latents.shape[1:], generator=generator)
+        return noise.to(self.device), timesteps.to(self.device)
+
+    def _timestep(self, share: float) -> int:
+        return int(share * self.scheduler.config.num_train_timesteps)
+
+    def units(self) -> np.ndarray:
+        """What one pass goes through: pairs, or for kto the rows of samples that are not average."""
+        if self.recipe.loss == "kto":
+            return self.rated.train_rows[self.rated.strength[self.rated.train_rows] != 0]
+        return np.arange(len(self.rated.train))
+
+    def describe(self, draw: int) -> str:
+        rated, chosen = self.rated, self._chosen(draw)
+        if self.recipe.loss == "kto":
+            return ", ".join(rated.names[row] for row in chosen)
+        pairs = zip(rated.train.winner[chosen], rated.train.loser[chosen], strict=True)
+        return ", ".join(f"{rated.names[winner]} over {rated.names[loser]}" for winner, loser in pairs)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The monitors: metrics of pairs, of the adapter and of samples; details come last."""
+        if not self.before:
+            with adapter_off(model):
+                self.before = {"errors": self._error_table(model), "samples": self.network.render()}
+        errors = self._error_table(model)
+        quarters = (4 * self._levels()).astype(int)  # of the schedule
+        found: dict[str, float] = {}
+        for prefix, pairs in {"train": self.rated.train, "held_out": self.rated.held_out}.items():
+            seen = pairs.among(self._watched())
+            found |= pair_metrics(errors, self.before["errors"], seen, quarters, prefix, self.recipe.beta)
+        self.samples = self.network.render()
+        compared = self.network.compare(self.samples, self.before["samples"])
+        found |= {"lora_norm": adapter_norm(model)} | compared
+        return dict(sorted(found.items(), key=lambda item: bool(re.search(r"_[tp]\d+$|rewards/", item[0]))))
+
+    def sample(self, step: int, folder: Path) -> None:
+        """Write the samples of `evaluate`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.network.write(self.samples, folder, step)
+
+    def _levels(self) -> np.ndarray:
+        """Timesteps [LEVELS] of the monitors, as shares of the schedule."""
+        low, high = self.recipe.lowest_timestep, self.recipe.highest_timestep
+        return low + (high - low) * (np.arange(LEVELS) + 0.5) / LEVELS
+
+    def _watched(self) -> np.ndarray:
+        return np.concatenate([self.rated.train_rows[:WATCHED], self.rated.held_out_rows[:WATCHED]])
+
+    def _error_table(self, model: nn.Module) -> Tensor:
+        """Errors [rows, LEVELS] of the watched rows (nan elsewhere), with one fixed noise per timestep."""
+        table = torch.full((len(self.rated.names), LEVELS), torch.nan)
+        generator = torch.Generator().manual_seed(0)
+        rows = self._watched()
+        for level, share in enumerate(self._levels()):
+            one = torch.randn(1, *self.rated.latents.shape[1:], generator=generator).to(self.device)
+            for start in range(0, len(rows), 2 * self.recipe.batch_size):
+                part = rows[start : start + 2 * self.recipe.batch_size]
+                noise = one.expand(len(part), *one.shape[1:])
+                timesteps = torch.full((len(part),), self._timestep(share), device=self.device)
+                table[part, level] = noise_error(self._forward(model, part, noise, timesteps), noise).cpu()
+        return table
+
+
+# The two networks
 
 
 @dataclass(frozen=True)
 class VideoNetwork:
-    """The video network: `training.dpo_task.Network`."""
+    """The video network of a category, on clips."""
 
     pipeline: VideoPipeline
     """Holds the network in training: makes the sample clips."""
@@ -64,78 +234,160 @@ class VideoNetwork:
     sampling: SamplingOptions
 
     def answer(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+        """What `model` predicts for noisy latents, shape as `noisy`."""
         text = torch.stack([self.texts[caption] for caption in captions]).to(noisy.device)
         return model(noisy, timesteps, text)
 
     def render(self) -> list[np.ndarray]:
+        """Samples of the network as it is now, always of the same captions and noise: uint8 [F, H, W, 3]."""
         return sample_clips(self.pipeline, self.first, self.captions, self.texts, self.sampling)
 
     def compare(self, now: list[np.ndarray], before: list[np.ndarray]) -> dict[str, float]:
         """Mean difference of adjacent frames (grey levels of 255) and SSIM, of both."""
-        figures = {}
+        found = {}
         for suffix, clips in {"": now, "_before": before}.items():
             moved = [np.abs(np.diff(clip.astype(np.float32), axis=0)).mean() for clip in clips]
-            figures["motion" + suffix] = float(np.mean(moved))
-            figures["ssim" + suffix] = float(np.mean([evaluation.ssim(clip) for clip in clips]))
-        return figures
+            found["frame_difference" + suffix] = float(np.mean(moved))
+            found["ssim" + suffix] = float(np.mean([ssim(clip) for clip in clips]))
+        return found
 
     def write(self, samples: list[np.ndarray], folder: Path, step: int) -> None:
         clip = np.concatenate(samples, axis=2)  # side by side
         (folder / f"step_{step:06d}.mp4").write_bytes(video.encode(clip, self.sampling.fps))
 
 
-def run(
-    recipe: DPORecipe,
-    model: Model,
-    category: Category,
-    clips: Path,
-    folder: Path,
-    *,
-    stage1: Path,
-    ratings: Path | None,
-    resume: bool,
-) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Train a LoRA on the rated `clips` of `category`, over the stage-1 weights; the run is kept in `folder`.
+@dataclass(frozen=True)
+class PictureNetwork:
+    """The first-frame network, SDXL-shaped, on pictures; methods as those of `VideoNetwork`."""
 
-    Returns its tensors and their provenance in the main process, None when the run was interrupted (and
-    saved). Raises TrainingError (see `training.loop.train`), PreferencesError, ClipsError and
-    CheckpointError.
-    """
-    accelerator = start_accelerate(recipe)
+    pipeline: FirstFramePipeline
+    """Holds the network in training: makes the sample pictures."""
+    texts: dict[str, Condition]
+    time_ids: Tensor
+    """[6] SDXL's size condition: an uncropped picture of its own size."""
+    requests: list[ClipRequest]
+    """The sample pictures."""
+    embeddings: dict[str, Tensor]
+    """Their texts, by the pipeline's argument names."""
+
+    def answer(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+        parts = zip(*(self.texts[caption] for caption in captions), strict=True)
+        hidden, pooled = (torch.stack(part) for part in parts)
+        added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(captions), -1)}
+        return model(noisy, timesteps, hidden, added_cond_kwargs=added, return_dict=False)[0]
+
+    def render(self) -> list[np.ndarray]:
+        latents = self.pipeline.prepare_latents(self.requests).to(self.time_ids.device)
+        done = self.pipeline.denoise(self.requests, latents, self.embeddings)
+        return [picture for picture in self.pipeline.decode(done) if picture is not None]
+
+    def compare(self, now: list[np.ndarray], before: list[np.ndarray]) -> dict[str, float]:
+        """Mean difference from the reference's pictures, in grey levels of 255."""
+        return {"change": float(np.abs(np.stack(now).astype(np.float32) - np.stack(before)).mean())}
+
+    def write(self, samples: list[np.ndarray], folder: Path, step: int) -> None:
+        Image.fromarray(np.concatenate(samples, axis=1)).save(folder / f"step_{step:06d}.png")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the command line names."""
+
+    model: Model
+    clips: Path
+    ratings: Path | None
+    category: Category | None
+    """None for pictures, like `stage1`."""
+    stage1: Path | None
+
+
+Setup = tuple[Any, DPOTask, dict[str, str]]
+"""The network, a diffusers UNet without its LoRA yet; its task; and the provenance of the weights."""
+
+
+def set_up_clips(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: Accelerator) -> Setup:
+    """The video network after stage 1, and its rated clips."""
+    model, category, stage1, device = given.model, given.category, given.stage1, accelerator.device
+    assert category is not None
+    assert stage1 is not None
     base = load_base(model, stage1)
     motion = load_tensors(stage1)
     origin = {"base": fingerprint_tensors(base.state_dict()), "stage1": fingerprint_tensors(motion)}
     check_lineage(stage1, read_metadata(stage1), {"base": origin["base"]})
-    unet = with_weights(base, motion).to(accelerator.device, memory_format=torch.channels_last)
-    pipeline = build_pipeline(model, unet, accelerator.device)
+    unet = with_weights(base, motion).to(device, memory_format=torch.channels_last)
+    pipeline = build_pipeline(model, unet, device)
     with accelerator.main_process_first():  # the others find what it cached
-        rated = load_rated(clips, category.name, pipeline.vae, recipe, folder.parent / "cache", ratings)
+        rated = load_rated(given.clips, category.name, pipeline.vae, recipe, cache, given.ratings)
     captions = [category.motion_prompt] * len(rated.names) if recipe.prompt == "category" else rated.captions
     texts = embed_texts(captions, pipeline.tokenizer, pipeline.text_encoder)
-    shown = (rated.held_out_rows if len(rated.held_out_rows) else rated.train_rows)[:SAMPLES]
-    first = torch.from_numpy(rated.latents[shown][:, :, 0].astype(np.float32)).to(accelerator.device)
-    network = VideoNetwork(
-        pipeline, texts, first, [captions[row] for row in shown], sampling_options(model, recipe)
-    )
+    shown = (rated.held_out_rows if len(rated.held_out_rows) else rated.train_rows)[:CLIPS]
+    first = torch.from_numpy(rated.latents[shown][:, :, 0].astype(np.float32)).to(device)
+    sampling = sampling_options(model, recipe)
+    network = VideoNetwork(pipeline, texts, first, [captions[row] for row in shown], sampling)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler_config)
-    task = DPOTask(rated, captions, network, scheduler, recipe, accelerator.device)
+    task = DPOTask(rated, captions, network, scheduler, recipe, device)
+    return unet, task, {"stage": "dpo", "model": model.name, "category": category.name, **origin}
+
+
+def set_up_pictures(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: Accelerator) -> Setup:
+    """The first-frame network, and its rated pictures."""
+    model, device = given.model, accelerator.device
+    pipeline = load_first_frame(model, device)
+    unet = pipeline.pipe.unet
+    base = fingerprint_tensors(unet.state_dict())
+    with accelerator.main_process_first():  # the others find what it cached
+        rated = load_rated(given.clips, "", pipeline.pipe.vae, recipe, cache, given.ratings)
+    network = picture_network(model, pipeline, recipe, rated.captions)
+    scheduler = DDIMScheduler.from_config(pipeline.pipe.scheduler.config)
+    task = DPOTask(rated, rated.captions, network, scheduler, recipe, device)
+    return unet, task, {"stage": "dpo_image", "model": model.name, "base": base}
+
+
+def load_first_frame(model: Model, device: torch.device) -> FirstFramePipeline:
+    """The first-frame pipeline of `model`, float32; its prompts are whole captions."""
+    pipe = FirstFramePipeline.from_catalog(model.name, device=device, dtype=torch.float32).pipe
+    return FirstFramePipeline(pipe, Catalog({}, {}, {"": Style("", "{prompt}")}))
+
+
+@torch.no_grad()
+def picture_network(
+    model: Model, pipeline: FirstFramePipeline, recipe: DPORecipe, captions: list[str]
+) -> PictureNetwork:
+    """The network with every text encoded, once."""
+    pipe, device = pipeline.pipe, pipeline.pipe.unet.device
+
+    def encode(caption: str) -> Condition:
+        hidden, _, pooled, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, device=device)
+        return hidden[0], pooled[0]
+
+    texts = {caption: encode(caption) for caption in sorted(set(captions))}
+    size = (recipe.height, recipe.width)
+    options = model.defaults.replace(first_frame_size=size, first_frame_steps=recipe.sample_steps)
+    requests = [
+        ClipRequest(prompt=caption, category="", style="", seed=seed, options=options)
+        for seed, caption in enumerate(sorted(texts)[:PICTURES])
+    ]
+    time_ids = torch.tensor([*size, 0.0, 0.0, *size], device=device)
+    return PictureNetwork(pipeline, texts, time_ids, requests, pipeline.encode_prompt(requests))
+
+
+# The run
+
+
+def run(
+    recipe: DPORecipe, given: Inputs, folder: Path, *, resume: bool
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Train a LoRA on rated clips (pictures, where `recipe.frames` is 1); the run is kept in `folder`.
+
+    Returns its tensors and their provenance, None when the run was interrupted (and saved). Raises
+    TrainingError (see `training.loop.train`), PreferencesError, ClipsError and CheckpointError.
+    """
+    accelerator = start_accelerate(recipe)
+    set_up = set_up_pictures if recipe.frames == 1 else set_up_clips
+    unet, task, provenance = set_up(recipe, given, folder.parent / "cache", accelerator)
     if recipe.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    provenance = {"stage": "dpo", "model": model.name, "category": category.name, **origin}
-    return fit(unet, task, folder, accelerator=accelerator, provenance=provenance, resume=resume)
-
-
-def fit(
-    unet: nn.Module,
-    task: DPOTask,
-    folder: Path,
-    *,
-    accelerator: Accelerator,
-    provenance: dict[str, str],
-    resume: bool,
-) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Put a LoRA on `unet` and train it: what clips and pictures share. See `run`."""
-    recipe = with_steps(task.recipe, len(task.units()), accelerator.num_processes)
+    recipe = with_steps(recipe, len(task.units()), accelerator.num_processes)
     if recipe.patience and not len(task.rated.held_out):
         raise TrainingError("no pair is held out, so nothing can be patient: raise holdout, or patience=0")
     torch.manual_seed(recipe.seed)  # of the LoRA's first values
@@ -152,7 +404,7 @@ def fit(
         identity=provenance,
         resume=resume,
         accumulation=recipe.accumulation,
-        watch=monitors,
+        callback=monitors,
     )
     if not trained.complete:
         if accelerator.is_main_process:
@@ -160,13 +412,7 @@ def fit(
         return None
     step, weights = trained.step, trained.weights
     if recipe.sample_every and accelerator.is_main_process:
-        best = monitors.best_weights(trained.step)
-        if best is None:
-            raise TrainingError(
-                f"winners drifted beyond max_winner_drift {recipe.max_winner_drift} before the first look "
-                "with a LoRA: lower lr, or look more often (sample_every)"
-            )
-        step, weights = best
+        step, weights = monitors.best_weights(trained.step)
     made = {
         "steps": str(step),
         "commit": commit(),
@@ -191,9 +437,20 @@ def with_steps(recipe: DPORecipe, units: int, processes: int) -> DPORecipe:
 
 
 def write_lora(file: Path, tensors: dict[str, Tensor], provenance: dict[str, str]) -> None:
-    """A LoRA as it was trained, float32: what is merged is exactly what was watched."""
+    """A LoRA as it was trained, float32: what is merged is exactly what was evaluated."""
     save_tensors(file, {name: tensor.float().cpu() for name, tensor in tensors.items()}, provenance)
     print(f"{file}: {len(tensors) // 2} layers, the weights of step {provenance['steps']}")
+
+
+def write_full(folder: Path, model: Model, lora: dict[str, Tensor], lineage: dict[str, str]) -> None:
+    """The whole first-frame UNet with the LoRA merged in, as `training.lineage.write_network` has it."""
+    unet: UNet2DConditionModel = load_first_frame(model, torch.device("cpu")).pipe.unet
+    unet.load_state_dict(merge(unet.state_dict(), lora, float(lineage["lora_alpha"])), strict=False)
+    write_network(folder, unet, lineage)
+    print(f"{folder}: the whole UNet")
+
+
+# The command line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,43 +464,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
-    model, category = catalog.model(args.model), catalog.category(args.category)
-    recipe = chosen_recipe(args, "tiny_dpo" if args.model == "tiny" else "paper_dpo")
-    if recipe.frames < 2:
-        raise TrainingError("frames is 1: pictures are the business of training.dpo_image")
-    folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name}"
-    made = run(
-        recipe, model, category, args.clips, folder,
-        stage1=args.stage1, ratings=args.ratings, resume=args.resume,
-    )  # fmt: skip
-    if made and Accelerator().is_main_process:
+    model = catalog.model(args.model)
+    steps = [f"steps={args.steps}", "passes=0"] if args.steps is not None else []
+    recipe = DPO_RECIPES[args.recipe or ("tiny_dpo" if args.model == "tiny" else "paper_dpo")]()
+    recipe = override(recipe, args.set + steps)
+    _check(args, recipe)
+    category = catalog.category(args.category) if args.category else None
+    folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name if category else 'first_frame'}"
+    given = Inputs(model, args.clips, args.ratings, category, args.stage1)
+    made = run(recipe, given, folder, resume=args.resume)
+    if made and PartialState().is_main_process:
         write_lora(args.out, *made)
+        if args.full:
+            write_full(args.full, model, *made)
     return 0
 
 
-def chosen_recipe(args: argparse.Namespace, default: str) -> DPORecipe:
-    """The recipe that the command line asks for."""
-    steps = [f"steps={args.steps}", "passes=0"] if args.steps is not None else []
-    return override(DPO_RECIPES[args.recipe or default](), args.set + steps)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the trainers of clips and of pictures have in common."""
-    parser.add_argument("--model", required=True, help="a model of the catalog: tiny, sd14, ...")
-    parser.add_argument(
-        "--clips", required=True, type=Path, help="folder of rated clips, with captions.jsonl"
-    )
-    parser.add_argument("--ratings", type=Path, help="default: ratings.jsonl in the folder of clips")
-    parser.add_argument("--out", required=True, type=Path, help="LoRA to write (.safetensors)")
-    parser.add_argument("--recipe", choices=sorted(DPO_RECIPES), help="default: by the model")
-    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
-    )
-    parser.add_argument("--run", type=Path, help="folder of the run; default: below runs/")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run, or start it if there is none"
-    )
+def _check(args: argparse.Namespace, recipe: DPORecipe) -> None:
+    """Raise TrainingError for options that are of the other network."""
+    if recipe.frames == 1:
+        if args.category or args.stage1:
+            raise TrainingError("frames is 1, which trains the first frame: drop --category and --stage1")
+        if recipe.prompt != "own":
+            raise TrainingError(f"prompt is {recipe.prompt!r}; a picture is shown with its own caption")
+    elif not (args.category and args.stage1):
+        raise TrainingError(
+            "clips need --category and --stage1, pictures a recipe whose frames is 1 (tiny_dpo_image, say)"
+        )
+    elif args.full:
+        raise TrainingError("--full is for pictures; training.merge --full writes a whole video UNet")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,9 +501,30 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_arguments(parser)
-    parser.add_argument("--category", required=True, help="a category of the catalog")
-    parser.add_argument("--stage1", required=True, type=Path, help="stage-1 weights (training.motion)")
+    parser.add_argument("--model", required=True, help="a model of the catalog: tiny, sd14, ...")
+    parser.add_argument("--category", help="of clips: a category of the catalog")
+    parser.add_argument("--stage1", type=Path, help="of clips: stage-1 weights (training.motion)")
+    parser.add_argument(
+        "--clips", required=True, type=Path, help="folder of rated clips or pictures, with captions.jsonl"
+    )
+    parser.add_argument("--ratings", type=Path, help="default: ratings.jsonl in the folder of clips")
+    parser.add_argument("--out", required=True, type=Path, help="LoRA to write (.safetensors)")
+    parser.add_argument(
+        "--full", type=Path, help="of pictures: also write the whole UNet into this folder, fp16"
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(DPO_RECIPES),
+        help="default: of clips, by the model; those with `image` in their names are for pictures",
+    )
+    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
+    )
+    parser.add_argument("--run", type=Path, help="folder of the run; default: below runs/")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run, or start it if there is none"
+    )
     return parser
 
 

@@ -30,7 +30,7 @@ from huvidpo.errors import HuViDPOError
 from training.recipes import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
-HEADLINES = 13  # figures of an evaluation that are printed, the first ones; TensorBoard has all
+HEADLINES = 13  # metrics of an evaluation that are printed, the first ones; TensorBoard has all
 # Fields that may differ between a run and its continuation: they change nothing about a single step.
 FREE_FIELDS = frozenset({"steps", "save_every", "sample_every", "log_every", "sample_steps"})
 
@@ -45,7 +45,7 @@ class Task(Protocol):
     def loss(
         self, model: nn.Module, draw: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Scalar loss of batch number `draw`, and figures to log. All randomness comes from `generator`
+        """Scalar loss of batch number `draw`, and metrics to log. All randomness comes from `generator`
         (CPU).
         """
 
@@ -53,24 +53,24 @@ class Task(Protocol):
         """Which samples batch `draw` holds, for error messages."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures that compare one step with another; must not depend on torch's global random state."""
+        """Metrics that compare one step with another; must not depend on torch's global random state."""
 
     def sample(self, step: int, folder: Path) -> None:
         """Write sample clips of the network as it is now into `folder`."""
 
 
-class Watch(Protocol):
+class Callback(Protocol):
     """Who follows a run and may end it early. In the main process only."""
 
-    def stepped(self, figures: dict[str, float]) -> None:
+    def on_step(self, metrics: dict[str, float]) -> None:
         """What a step gave: loss, gradient norm and the task's own."""
 
-    def evaluated(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
+    def on_evaluate(self, step: int, metrics: dict[str, float], weights: dict[str, Tensor]) -> None:
         """What `Task.evaluate` found after `step` steps, and the weights (live ones) it looked at."""
 
     def stop(self, step: int) -> str:
         """Why the run should end at `step`, or nothing. A pure function of what was found up to there, which
-        a resumed run's watch knows, too.
+        a resumed run's callback knows, too.
         """
 
 
@@ -84,7 +84,7 @@ class Trained:
     seconds_per_step: float
     """Mean of this sitting, evaluation and saving left out; nan without a step."""
     complete: bool
-    """All steps are done, or the watch ended the run: nothing is left to resume."""
+    """All steps are done, or the callback ended the run: nothing is left to resume."""
 
 
 @dataclass
@@ -107,11 +107,11 @@ def train(
     identity: dict[str, str],
     resume: bool,
     accumulation: int = 1,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
 ) -> Trained:
     """Train what requires a gradient in `model` until `recipe.steps`, SIGTERM or Ctrl-C (both save first).
 
-    Each step takes the mean gradient of `accumulation` batches per process; `watch` may end the run early.
+    Each step takes the mean gradient of `accumulation` batches per process; `callback` may end the run early.
     Checkpoint, TensorBoard events and samples go into `folder`. With `resume` the run in `folder` goes on
     (or starts); `identity` (base and clips, say) must equal the run's. Raises TrainingError when a run is
     there without `resume`, is a different one, or when the loss or gradient stops being finite: before the
@@ -133,15 +133,15 @@ def train(
         while True:
             last = state.step >= recipe.steps
             fresh = state.step > start or start == 0  # else the run before has done it
-            looking = recipe.sample_every and (last or state.step % recipe.sample_every == 0)
-            if fresh and looking and accelerator.is_main_process:
+            due = recipe.sample_every and (last or state.step % recipe.sample_every == 0)
+            if fresh and due and accelerator.is_main_process:
                 with _averaged(state), _eval_mode(raw):
                     found = task.evaluate(raw)
                     log.scalars("eval", found, state.step)
                     task.sample(state.step, folder / "samples")
-                    if watch is not None:
-                        watch.evaluated(state.step, found, dict(params))
-            reason = watch.stop(state.step) if watch is not None and accelerator.is_main_process else ""
+                    if callback is not None:
+                        callback.on_evaluate(state.step, found, dict(params))
+            reason = callback.stop(state.step) if callback is not None and accelerator.is_main_process else ""
             last = _any(last or bool(reason), accelerator)
             stopping = _any(bool(stop), accelerator)
             if state.step > start and (last or stopping or state.step % recipe.save_every == 0):
@@ -150,12 +150,12 @@ def train(
                 log.end(state.step, reason)
                 break
             began = time.perf_counter()
-            figures = train_step(prepared, task, state, recipe, accelerator, accumulation)
+            metrics = train_step(prepared, task, state, recipe, accelerator, accumulation)
             elapsed = time.perf_counter() - began
             seconds += elapsed
-            log.step(state.step, {**figures, "seconds": elapsed})
-            if watch is not None:
-                watch.stepped(figures)
+            log.step(state.step, {**metrics, "seconds": elapsed})
+            if callback is not None:
+                callback.on_step(metrics)
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     weights = state.ema or {name: p.detach() for name, p in params.items()}
     mean_seconds = seconds / (state.step - start) if state.step > start else math.nan
@@ -170,7 +170,7 @@ def train_step(
     accelerator: Accelerator,
     accumulation: int = 1,
 ) -> dict[str, float]:
-    """One optimiser step; returns its figures. Raises TrainingError before moving on a loss that is not
+    """One optimiser step; returns its metrics. Raises TrainingError before moving on a loss that is not
     finite.
     """
     lr = learning_rate(recipe, state.step)
@@ -180,11 +180,11 @@ def train_step(
     first = state.step * accumulation
     parts = range(first, first + accumulation)
     draws = [part * accelerator.num_processes + accelerator.process_index for part in parts]
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for draw in draws:
         with contextlib.nullcontext() if draw == draws[-1] else accelerator.no_sync(model):
             found = _backward(model, task, state.step, draw, recipe, accelerator, accumulation)
-        figures = {name: figures.get(name, 0.0) + value / accumulation for name, value in found.items()}
+        metrics = {name: metrics.get(name, 0.0) + value / accumulation for name, value in found.items()}
     norm = float(accelerator.clip_grad_norm_(list(state.params.values()), recipe.clip_norm))
     if accelerator.scaler is None and not math.isfinite(norm):  # a scaler (fp16) skips such steps by itself
         batches = "; ".join(task.describe(draw) for draw in draws)
@@ -194,7 +194,7 @@ def train_step(
     if state.ema:
         _average(state, recipe)
     state.step += 1
-    return {**figures, "grad_norm": norm, "lr": lr}
+    return {**metrics, "grad_norm": norm, "lr": lr}
 
 
 def _backward(
@@ -207,16 +207,16 @@ def _backward(
     accumulation: int,
 ) -> dict[str, float]:
     """Add the gradient of batch `draw`, its share of the step; returns the loss of all processes and the
-    task's figures of this one.
+    task's metrics of this one.
     """
     seed = _seed(recipe.seed, draw)
     torch.manual_seed(seed)  # dropout
-    loss, figures = task.loss(model, draw, torch.Generator().manual_seed(seed))
+    loss, metrics = task.loss(model, draw, torch.Generator().manual_seed(seed))
     mean_loss = accelerator.reduce(loss.detach(), "mean").item()
     if not math.isfinite(mean_loss):
         raise TrainingError(_not_finite("loss", mean_loss, step, task.describe(draw)))
     accelerator.backward(loss / accumulation)
-    return {"loss": mean_loss, **figures}
+    return {"loss": mean_loss, **metrics}
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -409,8 +409,8 @@ class _Log:
             desc="train",
         )
 
-    def step(self, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
         self.bar.update()
@@ -422,13 +422,13 @@ class _Log:
             self.scalars("train", means, step)
             self.sums, self.count = {}, 0
 
-    def scalars(self, group: str, figures: dict[str, float], step: int) -> None:
+    def scalars(self, group: str, metrics: dict[str, float], step: int) -> None:
         if self.writer is None:
             return
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self.writer.add_scalar(f"{group}/{name}", value, step)
         if group == "eval":
-            shown = ", ".join(f"{k} {v:.5g}" for k, v in list(figures.items())[:HEADLINES])
+            shown = ", ".join(f"{k} {v:.5g}" for k, v in list(metrics.items())[:HEADLINES])
             self.bar.write(f"step {step}: {shown}", file=sys.stderr)
 
     def end(self, step: int, reason: str) -> None:

@@ -23,7 +23,7 @@ from huvidpo.errors import HuViDPOError
 
 PairLoss = Literal["sigmoid", "ipo", "hinge"]
 Stats = dict[str, Tensor]
-"""Figures to log: 0-d tensors without a gradient."""
+"""Metrics to log: 0-d tensors without a gradient."""
 
 
 def add_noise(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -122,8 +122,10 @@ def preference_loss(
     raise ValueError(f"loss {kind!r} is unknown; use one of {', '.join(get_args(PairLoss))}")
 
 
-def pair_loss(
-    errors: PairErrors,
+def dpo_loss(
+    policy: Tensor,
+    reference: Tensor,
+    noise: Tensor,
     *,
     beta: float,
     kind: PairLoss = "sigmoid",
@@ -131,40 +133,50 @@ def pair_loss(
     anchor: float = 0.0,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Mean of `preference_loss` over the pairs, weighted by `weights` [B] where given.
+    """HuViDPO Eq. 9: (mean of `preference_loss` over B pairs, weighted by `weights` [B] if given; metrics).
 
-    `anchor` > 0 takes anchor * max(0, L_w - Lref_w) off each margin in the loss: a pair is not won by making
-    both samples worse, the loser more (DPO-Positive, arXiv 2402.13228). The figures show the plain margin.
+    `policy`, `reference`: noise predictions of the network in training and of the frozen one, of clips
+    [2B, C, F, H, W] or pictures [2B, C, H, W]: the B winners, then their losers. `noise` [B, ...] is the one
+    that both samples of a pair were given. `anchor` > 0 takes anchor * max(0, L_w - Lref_w) off each margin
+    in the loss: a pair is not won by making both samples worse, the loser more (DPO-Positive, arXiv
+    2402.13228).
+
+    The metrics show the plain margin: `margin`, `accuracy` (share of pairs with a margin above 0, a tie
+    counting one half), `winner_drift`, `loser_drift`, and the `rewards`. Raises ValueError for shapes that
+    differ.
     """
+    both = torch.cat([noise, noise])
+    errors = PairErrors(*noise_error(policy, both).chunk(2), *noise_error(reference, both).chunk(2))
     margin = errors.margin - anchor * F.relu(errors.winner_drift)
     losses = preference_loss(margin, beta=beta, kind=kind, smoothing=smoothing)
     loss = losses.mean() if weights is None else (weights * losses).mean()
-    return loss, _pair_stats(errors)
+    plain = errors.margin.detach()
+    return loss, {
+        "margin": plain.mean(),
+        "accuracy": accuracy(plain),
+        "winner_drift": errors.winner_drift.detach().mean(),
+        "loser_drift": errors.loser_drift.detach().mean(),
+        **rewards(errors.winner_drift.detach(), errors.loser_drift.detach(), beta),
+    }
 
 
-def dpo_loss(
-    policy_w: Tensor,
-    policy_l: Tensor,
-    reference_w: Tensor,
-    reference_l: Tensor,
-    noise: Tensor,
-    *,
-    beta: float = 50.0,  # the paper's reference code
-    kind: PairLoss = "sigmoid",
-    smoothing: float = 0.0,
-    anchor: float = 0.0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Stats]:
-    """HuViDPO Eq. 9 from noise predictions [B, C, F, H, W] (or [B, C, H, W] of pictures): (loss, figures).
+def rewards(winner_drift: Tensor, loser_drift: Tensor, beta: float) -> Stats:
+    """DPO in TRL's words, from the drifts L - Lref of winners and losers, [pairs] each.
 
-    `policy_*`: by the network in training, `reference_*`: by the frozen one; w winner, l loser. `noise` is
-    the one noise both samples of a pair were given. The figures: `margin`, `accuracy` (share of pairs with a
-    margin above 0, a tie counting one half), `winner_drift`, `loser_drift`. The other arguments are those of
-    `pair_loss`. Raises ValueError for shapes that differ.
+    A sample's reward is beta times what stands for the log-ratio of network and reference, -1/2 (L - Lref):
+
+        rewards/chosen      mean reward of the winners, -beta/2 (L_w - Lref_w)
+        rewards/rejected    mean reward of the losers, -beta/2 (L_l - Lref_l)
+        rewards/margins     their difference, beta m
+        rewards/accuracies  share of pairs with a margin above 0 (a tie counts as lost, as in TRL)
     """
-    parts = (policy_w, policy_l, reference_w, reference_l)
-    errors = PairErrors(*(noise_error(part, noise) for part in parts))
-    return pair_loss(errors, beta=beta, kind=kind, smoothing=smoothing, anchor=anchor, weights=weights)
+    chosen, rejected = -0.5 * beta * winner_drift, -0.5 * beta * loser_drift
+    return {
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        "rewards/accuracies": (chosen > rejected).float().mean(),
+    }
 
 
 def kto_loss(
@@ -182,27 +194,21 @@ def kto_loss(
     losses = 1 - torch.sigmoid(beta * sign * (gain - origin))
     loss = losses.mean() if weights is None else (weights * losses).mean()
     drift, margin = (error - reference_error).detach(), sign * gain.detach()
+    winner_drift, loser_drift = _mean_where(drift, desirable), _mean_where(drift, ~desirable)
     return loss, {
         "margin": margin.mean(),
         "accuracy": accuracy(margin),
-        "winner_drift": _mean_where(drift, desirable),
-        "loser_drift": _mean_where(drift, ~desirable),
+        "winner_drift": winner_drift,
+        "loser_drift": loser_drift,
+        "rewards/chosen": -0.5 * beta * winner_drift,
+        "rewards/rejected": -0.5 * beta * loser_drift,
+        "rewards/margins": -0.5 * beta * (winner_drift - loser_drift),
     }
 
 
 def accuracy(margins: Tensor) -> Tensor:
     """Share of margins above 0, a tie counting one half."""
     return ((margins.sign() + 1) / 2).mean()
-
-
-def _pair_stats(errors: PairErrors) -> Stats:
-    margin = errors.margin.detach()
-    return {
-        "margin": margin.mean(),
-        "accuracy": accuracy(margin),
-        "winner_drift": errors.winner_drift.detach().mean(),
-        "loser_drift": errors.loser_drift.detach().mean(),
-    }
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:

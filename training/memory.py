@@ -125,10 +125,9 @@ def loss_of(unet: VideoUNet, recipe: ClipRecipe, clips: Tensor, text: Tensor, au
         zip(*(x.chunk(1 if recipe.one_forward else 2) for x in (clips, timesteps, text)), strict=True)
     )
     with torch.no_grad(), adapter_off(unet):
-        reference_w, reference_l = torch.cat([predict(*rows) for rows in batches]).chunk(2)
-    policy_w, policy_l = torch.cat([predict(*rows) for rows in batches]).chunk(2)
-    noise = clips.chunk(2)[0]
-    return dpo_loss(policy_w, policy_l, reference_w, reference_l, noise, beta=recipe.beta)[0]
+        reference = torch.cat([predict(*rows) for rows in batches])
+    policy = torch.cat([predict(*rows) for rows in batches])
+    return dpo_loss(policy, reference, clips.chunk(2)[0], beta=recipe.beta)[0]
 
 
 def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clip_norm: float) -> Iterator[None]:

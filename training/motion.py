@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -268,7 +268,7 @@ def _main(args: argparse.Namespace) -> int:
     if trained.step < recipe.steps:
         print(f"stopped and saved at step {trained.step} of {recipe.steps}; go on with --resume")
         return 0
-    if Accelerator().is_main_process:
+    if PartialState().is_main_process:
         if whole:
             write_base(args.out, unet, trained.weights, provenance)
         else:

@@ -123,7 +123,7 @@ class MotionRecipe(ClipRecipe):
 class DPORecipe(ClipRecipe):
     """Stage 2: preferences as a LoRA (METHOD section 5; the defaults are the paper's unless noted).
 
-    `frames` 1 means pictures: the first-frame network (`training.dpo_image`).
+    `frames` 1 means pictures: the first-frame network trains.
     """
 
     passes: int = 12
@@ -139,7 +139,7 @@ class DPORecipe(ClipRecipe):
     save_every: int = 100
     """Steps between checkpoints."""
     sample_every: int = 50
-    """Steps between looks at the monitors, sample clips included; 0 takes none."""
+    """Steps between evaluations (`training.monitors`), sample clips included; 0 makes none."""
     lora_rank: int = 16
     """Rank of every adapter."""
     lora_alpha: float = 32.0
@@ -157,7 +157,7 @@ class DPORecipe(ClipRecipe):
     label_smoothing: float = 0.0
     """Chance that a preference is the wrong way round; sigmoid loss only. Not the paper's, like all below."""
     anchor: float = 0.0
-    """How much a rise of the winner's error counts against its pair: see `training.losses.pair_loss`."""
+    """How much a rise of the winner's error counts against its pair: see `training.losses.dpo_loss`."""
     gap_weights: bool = False
     """Pairs (clips, for kto) count by the gap between their ratings."""
     lowest_timestep: float = 0.0
@@ -175,7 +175,7 @@ class DPORecipe(ClipRecipe):
     same_prompt: bool = False
     """Pair only clips of one prompt."""
     patience: int = 0
-    """Looks at the monitors without a better held-out accuracy after which a run stops, and its best weights
+    """Evaluations without a better held-out accuracy after which a run stops, and its best weights
     are written; 0 never stops and writes the last.
     """
     max_winner_drift: float | None = None

@@ -21,10 +21,9 @@ from huvidpo.lora import merge
 from huvidpo.unet import VideoUNet
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import embed_texts
-from training.dpo import VideoNetwork, main, with_steps
-from training.dpo_task import DPOTask
+from training.dpo import DPOTask, VideoNetwork, main, with_steps
 from training.loop import CHECKPOINT, TrainingError, train
-from training.monitors import BEST, FILE, PLOT, Monitors, pair_figures
+from training.monitors import BEST, FILE, PLOT, Monitors, pair_metrics
 from training.rated import PairRows, Rated
 from training.recipes import DPORecipe, RecipeError, override, paper_dpo, parts_of, tiny_dpo
 
@@ -86,7 +85,7 @@ def go(unet, task, folder, resume=False, **options):
         identity=IDENTITY,
         resume=resume,
         accumulation=task.recipe.accumulation,
-        watch=Monitors(folder, task.recipe),
+        callback=Monitors(folder, task.recipe),
         **options,
     )
 
@@ -214,8 +213,8 @@ def test_timesteps_keep_to_their_range(make_dpo, dpo_recipe):
     _, task = make_dpo(dataclasses.replace(dpo_recipe, lowest_timestep=0.5, highest_timestep=0.6))
     _, timesteps = task._noise(200, torch.Generator().manual_seed(0))
     assert (timesteps.min() >= 500, timesteps.max() < 600) == (True, True)
-    assert task._shares().min() > 0.5
-    assert task._shares().max() < 0.6
+    assert task._levels().min() > 0.5
+    assert task._levels().max() < 0.6
 
 
 def test_passes_make_the_steps(dpo_recipe):
@@ -326,78 +325,103 @@ def test_gradient_that_is_not_finite_names_every_batch_of_the_step(make_dpo, dpo
 # Monitors
 
 
-def test_pair_figures_by_hand():
+def test_pair_metrics_by_hand():
     """Two pairs at one timestep each of the first and the last quarter."""
     errors = torch.tensor([[1.0, 1.0], [2.0, 4.0], [1.0, 3.0]])
     reference = torch.tensor([[2.0, 2.0], [2.0, 2.0], [1.0, 1.0]])
     pairs = PairRows(np.array([0, 1]), np.array([1, 2]), np.ones(2, np.float32))
-    figures = pair_figures(errors, reference, pairs, np.array([0, 3]), "train")
+    found = pair_metrics(errors, reference, pairs, np.array([0, 3]), "train", beta=4.0)
     # margins: pair 0 -.5((-1, -1) - (0, 2)) = (.5, 1.5), pair 1 -.5((0, 2) - (0, 2)) = (0, 0)
-    assert figures["train_accuracy"] == 0.75
-    assert figures["train_margin"] == pytest.approx(0.5)
-    assert figures["train_margin_p5"] == pytest.approx(0.05)
-    assert figures["train_margin_p95"] == pytest.approx(0.95)
-    assert figures["train_winner_drift"] == pytest.approx((-1 - 1 + 0 + 2) / 8)
-    assert figures["train_winner_drift_t0"] == pytest.approx((-1 + 0) / 4)
-    assert figures["train_loser_drift_t3"] == pytest.approx((2 + 2) / 3)
-    assert pair_figures(errors, reference, pairs.among(np.array([2])), np.array([0, 3]), "train") == {}
+    assert found["train_accuracy"] == 0.75
+    assert found["train_margin"] == pytest.approx(0.5)
+    assert found["train_margin_p5"] == pytest.approx(0.05)
+    assert found["train_margin_p95"] == pytest.approx(0.95)
+    assert found["train_winner_drift"] == pytest.approx((-1 - 1 + 0 + 2) / 8)
+    assert found["train_winner_drift_t0"] == pytest.approx((-1 + 0) / 4)
+    assert found["train_loser_drift_t3"] == pytest.approx((2 + 2) / 3)
+    # mean drifts: pair 0 -1 of the winner, 1 of the loser; pair 1 1 and 1
+    assert found["train_rewards/chosen"] == pytest.approx(-2 * (-1 + 1) / 2)
+    assert found["train_rewards/rejected"] == pytest.approx(-2 * (1 + 1) / 2)
+    assert found["train_rewards/margins"] == pytest.approx(4 * 0.5)
+    assert found["train_rewards/accuracies"] == 0.5
+    assert pair_metrics(errors, reference, pairs.among(np.array([2])), np.array([0, 3]), "train", 4.0) == {}
 
 
-def test_monitors_are_written_and_looking_changes_nothing(make_dpo, dpo_recipe, tmp_path):
+def test_monitors_are_written_and_evaluating_changes_nothing(make_dpo, dpo_recipe, tmp_path):
     silent = go(*make_dpo(dpo_recipe), tmp_path / "silent")
-    looked_at = go(*make_dpo(dataclasses.replace(dpo_recipe, sample_every=2)), tmp_path / "run")
+    evaluated = go(*make_dpo(dataclasses.replace(dpo_recipe, sample_every=2)), tmp_path / "run")
     for name, tensor in silent.weights.items():
-        assert torch.equal(tensor, looked_at.weights[name])
-    looks = [json.loads(line) for line in (tmp_path / "run" / FILE).read_text().splitlines()]
-    assert [look["step"] for look in looks] == [0, 2, 4]
-    assert (looks[0]["train_accuracy"], looks[0]["train_margin"], looks[0]["lora_norm"]) == (0.5, 0, 0)
-    assert (looks[0]["motion"], looks[0]["ssim"]) == (looks[0]["motion_before"], looks[0]["ssim_before"])
-    assert looks[2]["lora_norm"] > 0
-    assert looks[2]["grad_norm"] > 0
-    assert {"held_out_accuracy", "train_winner_drift_t0", "train_loser_drift_t3"} <= looks[2].keys()
+        assert torch.equal(tensor, evaluated.weights[name])
+    rows = [json.loads(line) for line in (tmp_path / "run" / FILE).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert (rows[0]["train_accuracy"], rows[0]["train_margin"], rows[0]["lora_norm"]) == (0.5, 0, 0)
+    assert rows[0]["frame_difference"] == rows[0]["frame_difference_before"] > 0
+    assert rows[0]["ssim"] == rows[0]["ssim_before"]
+    for name in ("chosen", "rejected", "margins", "accuracies"):
+        assert rows[0][f"train_rewards/{name}"] == rows[0][f"held_out_rewards/{name}"] == 0
+    assert rows[2]["train_rewards/margins"] == pytest.approx(
+        dpo_recipe.beta * rows[2]["train_margin"], rel=1e-4
+    )
+    assert rows[2]["lora_norm"] > 0
+    assert rows[2]["grad_norm"] > 0
+    assert {"held_out_accuracy", "train_winner_drift_t0", "train_loser_drift_t3"} <= rows[2].keys()
     assert (tmp_path / "run" / PLOT).stat().st_size > 0
     clips = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert clips == ["step_000000.mp4", "step_000002.mp4", "step_000004.mp4"]
     best = load_file(tmp_path / "run" / BEST)
-    assert all(torch.equal(tensor, best[name]) for name, tensor in looked_at.weights.items())
+    assert all(torch.equal(tensor, best[name]) for name, tensor in evaluated.weights.items())
 
 
-def look(step: int, accuracy: float = 0.5, margin: float = 0.0, drift: float = 0.0) -> dict:
-    figures = {"held_out_accuracy": accuracy, "held_out_margin": margin, "train_winner_drift": drift}
-    return {"step": step, **figures}
+def evaluation(step: int, accuracy: float = 0.5, margin: float = 0.0, drift: float = 0.0) -> dict:
+    found = {"held_out_accuracy": accuracy, "held_out_margin": margin, "train_winner_drift": drift}
+    return {"step": step, **found, "train_rewards/margins": 0.0}
 
 
-def monitors(recipe, folder, looks):
-    """Monitors that took these looks, with weights that say which look they are of."""
-    watch = Monitors(folder, recipe)
-    for figures in looks:
-        step = figures["step"]
-        watch.evaluated(step, {k: v for k, v in figures.items() if k != "step"}, {"x": torch.tensor(step)})
-    return watch
+def tell(follower: Monitors, found: dict, weight: int) -> None:
+    """As the loop does after an evaluation, with weights that say which one they are of."""
+    metrics = {name: value for name, value in found.items() if name != "step"}
+    follower.on_evaluate(found["step"], metrics, {"x": torch.tensor(weight)})
+
+
+def monitors(recipe, folder, evaluations) -> Monitors:
+    follower = Monitors(folder, recipe)
+    for found in evaluations:
+        tell(follower, found, found["step"])
+    return follower
 
 
 def test_early_stop_on_held_out_accuracy_gives_the_best_weights(dpo_recipe, tmp_path):
     recipe = dataclasses.replace(dpo_recipe, patience=2, sample_every=1)
-    looks = [look(0), look(1, 0.6), look(2, 0.8, 0.1), look(3, 0.8, 0.1), look(4, 0.7)]
-    watch = monitors(recipe, tmp_path, looks)
-    assert [bool(watch.stop(step)) for step in range(5)] == [False, False, False, False, True]
-    assert "0.80 of step 2" in watch.stop(4)
-    step, weights = watch.best_weights(4)
+    found = [(0.5, 0), (0.6, 0), (0.8, 0.1), (0.8, 0.1), (0.7, 0)]
+    follower = monitors(
+        recipe, tmp_path, [evaluation(step, *held_out) for step, held_out in enumerate(found)]
+    )
+    assert [bool(follower.stop(step)) for step in range(5)] == [False, False, False, False, True]
+    assert "0.80 of step 2" in follower.stop(4)
+    step, weights = follower.best_weights(4)
     assert (step, weights["x"]) == (2, 2)
     again = Monitors(tmp_path, recipe)  # a resumed run
-    assert again.stop(4) == watch.stop(4)
-    again.evaluated(3, {k: v for k, v in look(3, 0.9).items() if k != "step"}, {"x": torch.tensor(33)})
-    assert [look["step"] for look in again.looks] == [0, 1, 2, 3]
+    assert again.stop(4) == follower.stop(4)
+    tell(again, evaluation(3, 0.9), 33)
+    assert [found["step"] for found in again.evaluations] == [0, 1, 2, 3]
     assert again.best_weights(3)[1]["x"] == 33
 
 
 def test_early_stop_on_winner_drift_gives_the_weights_before(dpo_recipe, tmp_path):
     recipe = dataclasses.replace(dpo_recipe, max_winner_drift=0.1, sample_every=1)
-    watch = monitors(recipe, tmp_path, [look(0), look(1, drift=-0.3), look(2, 0.9, 1.0, drift=0.2)])
-    assert watch.stop(1) == ""
-    assert "winners drift by +20.0%" in watch.stop(2)
-    assert watch.best_weights(2)[0] == 1
-    assert monitors(recipe, tmp_path, [look(0), look(1, drift=0.2)]).best_weights(1) is None
+    drifting = [evaluation(0), evaluation(1, drift=-0.3), evaluation(2, 0.9, 1.0, drift=0.2)]
+    follower = monitors(recipe, tmp_path, drifting)
+    assert follower.stop(1) == ""
+    assert "winners drift by +20.0%" in follower.stop(2)
+    assert follower.best_weights(2)[0] == 1
+    with pytest.raises(TrainingError, match=r"max_winner_drift 0\.1 before the first evaluation"):
+        monitors(recipe, tmp_path, [evaluation(0), evaluation(1, drift=0.2)]).best_weights(1)
+
+
+def test_monitors_of_another_version_are_refused(dpo_recipe, tmp_path):
+    (tmp_path / FILE).write_text('{"step": 0, "train_margin": 0.0, "motion": 1.0}\n')
+    with pytest.raises(TrainingError, match="another version of this program: start anew"):
+        Monitors(tmp_path, dpo_recipe)
 
 
 def test_run_that_drifts_stops_early_and_stays_stopped(make_dpo, dpo_recipe, tmp_path, capsys):
@@ -497,7 +521,8 @@ def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, c
     rain = str(tiny_family / "categories" / "none.safetensors")
     for wrong, message in {
         ("--set", "beta=much"): "'much'",
-        ("--set", "frames=1"): "training.dpo_image",
+        ("--set", "frames=1"): "drop --category and --stage1",
+        ("--full", str(tmp_path / "unet")): "training.merge --full",
         ("--category", "rain"): "judges no clip of category 'rain'",
         ("--stage1", rain): "cannot read",
         ("--clips", str(tmp_path)): "captions.jsonl",

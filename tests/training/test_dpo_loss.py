@@ -7,13 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.losses import (
-    PairErrors,
     add_noise,
     dpo_loss,
     kto_loss,
     noise_error,
     noise_prediction,
-    pair_loss,
     prediction_target,
 )
 
@@ -27,9 +25,16 @@ def random_parts(seed, shape, dtype=torch.float32):
     return torch.randn(5, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def errors_of(*values: float) -> PairErrors:
-    """One pair: L_w, L_l, Lref_w, Lref_l."""
-    return PairErrors(*(torch.tensor([float(value)]) for value in values))
+def loss_of(winner, loser, reference_winner, reference_loser, noise, **options):
+    """`dpo_loss` from the four predictions, each [B, ...]."""
+    policy, reference = torch.cat([winner, loser]), torch.cat([reference_winner, reference_loser])
+    return dpo_loss(policy, reference, noise, **options)
+
+
+def loss_of_errors(*pairs, **options):
+    """`dpo_loss` of pairs (L_w, L_l, Lref_w, Lref_l): pictures of one pixel, whose noise is 0."""
+    pixels = torch.tensor(pairs).sqrt().T.reshape(4, len(pairs), 1, 1, 1)
+    return loss_of(*pixels, torch.zeros(len(pairs), 1, 1, 1), **options)
 
 
 # Equation 9
@@ -41,12 +46,24 @@ def test_equation_9_by_hand():
     def clip(value: float) -> torch.Tensor:
         return torch.tensor([100.0, value]).reshape(1, 1, 2, 1, 1)
 
-    loss, stats = dpo_loss(clip(1), clip(3), clip(2), clip(1), torch.zeros(1, 1, 2, 1, 1), beta=0.2)
+    loss, stats = loss_of(clip(1), clip(3), clip(2), clip(1), torch.zeros(1, 1, 2, 1, 1), beta=0.2)
     margin = -0.5 * ((1 - 9) - (4 - 1))
     assert stats["margin"].item() == pytest.approx(margin) == 5.5
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2 * margin)))
     assert stats["accuracy"] == 1
     assert (stats["winner_drift"].item(), stats["loser_drift"].item()) == (-3, 8)
+
+
+def test_rewards_in_trls_words_by_hand():
+    """Three pairs: won, lost, and a tie, which TRL counts as lost and `accuracy` as one half."""
+    pairs = [(1.0, 9.0, 4.0, 1.0), (4.0, 1.0, 1.0, 1.0), (4.0, 4.0, 1.0, 1.0)]  # drifts -3 8, 3 0, 3 3
+    _, stats = loss_of_errors(*pairs, beta=0.2)
+    assert stats["rewards/chosen"].item() == pytest.approx(-0.1 * (-3 + 3 + 3) / 3)
+    assert stats["rewards/rejected"].item() == pytest.approx(-0.1 * (8 + 0 + 3) / 3)
+    assert stats["rewards/margins"].item() == pytest.approx((1.1 - 0.3 + 0) / 3)
+    assert stats["rewards/margins"].item() == pytest.approx(0.2 * stats["margin"].item())
+    assert stats["rewards/accuracies"].item() == pytest.approx(1 / 3)
+    assert stats["accuracy"].item() == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,14 +80,14 @@ def test_loss_does_not_depend_on_the_number_of_frames_or_pixels():
     losses = []
     for frames, side in ((2, 1), (9, 4)):
         policy_w, policy_l, ref = (torch.full((1, 4, frames, side, side), v) for v in (0.1, 0.5, 0.3))
-        losses.append(dpo_loss(policy_w, policy_l, ref, ref, torch.zeros_like(ref), beta=50)[0])
+        losses.append(loss_of(policy_w, policy_l, ref, ref, torch.zeros_like(ref), beta=50)[0])
     torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_shapes_that_differ_are_refused():
     parts = random_parts(0, SHAPES[0])
     with pytest.raises(ValueError, match="want the same"):
-        dpo_loss(*parts[:4], parts[4][:, :, :3], beta=1)
+        loss_of(*parts[:4], parts[4][:, :, :3], beta=1)
     with pytest.raises(ValueError, match="want the same"):
         noise_error(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
 
@@ -82,7 +99,7 @@ def test_shapes_that_differ_are_refused():
 @given(seed=SEEDS, shape=st.sampled_from(SHAPES), beta=st.floats(0.01, 5000))
 def test_policy_that_equals_its_reference_has_loss_ln_2(seed, shape, beta):
     winner, loser, _, _, noise = random_parts(seed, shape)
-    loss, stats = dpo_loss(winner, loser, winner, loser, noise, beta=beta)
+    loss, stats = loss_of(winner, loser, winner, loser, noise, beta=beta)
     assert loss.item() == pytest.approx(math.log(2))
     assert (stats["accuracy"], stats["margin"]) == (0.5, 0)
 
@@ -91,10 +108,11 @@ def test_policy_that_equals_its_reference_has_loss_ln_2(seed, shape, beta):
 @given(seed=SEEDS, shape=st.sampled_from(SHAPES))
 def test_swapping_winner_and_loser_flips_the_sign(seed, shape):
     winner, loser, ref_w, ref_l, noise = random_parts(seed, shape)
-    _, stats = dpo_loss(winner, loser, ref_w, ref_l, noise, beta=50)
-    _, swapped = dpo_loss(loser, winner, ref_l, ref_w, noise, beta=50)
+    _, stats = loss_of(winner, loser, ref_w, ref_l, noise, beta=50)
+    _, swapped = loss_of(loser, winner, ref_l, ref_w, noise, beta=50)
     assert stats["margin"].item() == -swapped["margin"].item() != 0
     assert stats["accuracy"].item() == 1 - swapped["accuracy"].item()
+    assert stats["rewards/chosen"].item() == swapped["rewards/rejected"].item()
 
 
 @settings(max_examples=10, deadline=None)
@@ -104,7 +122,7 @@ def test_identical_pair_has_no_gradient(seed, shape):
     _, _, ref, _, noise = random_parts(seed, shape)
     weight = torch.tensor(0.7, requires_grad=True)
     policy = weight * ref
-    dpo_loss(policy, policy, ref, ref, noise, beta=5000)[0].backward()
+    loss_of(policy, policy, ref, ref, noise, beta=5000)[0].backward()
     assert weight.grad == 0
 
 
@@ -112,7 +130,7 @@ def test_identical_pair_has_no_gradient(seed, shape):
 @given(seed=SEEDS)
 def test_first_frame_gets_no_gradient(seed):
     parts = random_parts(seed, SHAPES[0]).requires_grad_()
-    dpo_loss(*parts, beta=50)[0].backward()
+    loss_of(*parts, beta=50)[0].backward()
     assert (parts.grad[:, :, :, 0] == 0).all()
     assert (parts.grad[:4, :, :, 1:] != 0).any()
 
@@ -126,7 +144,7 @@ def test_first_frame_gets_no_gradient(seed):
 )
 def test_finite_at_beta_5000_in_bf16(seed, shape, kind, scale):
     parts = (scale * random_parts(seed, shape, torch.bfloat16)).requires_grad_()
-    loss, stats = dpo_loss(*parts, beta=5000, kind=kind, anchor=1.0)
+    loss, stats = loss_of(*parts, beta=5000, kind=kind, anchor=1.0)
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
@@ -137,12 +155,13 @@ def test_finite_at_beta_5000_in_bf16(seed, shape, kind, scale):
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS, kind=st.sampled_from(["sigmoid", "ipo", "hinge"]))
 def test_gradient_favours_the_winner_and_disfavours_the_loser(seed, kind):
-    values = torch.rand(4, generator=torch.Generator().manual_seed(seed)) / 100
+    """The winner's error is to fall and the loser's to rise, by the same: d L = 2 prediction d prediction."""
+    values = torch.rand(4, 1, 1, 1, 1, generator=torch.Generator().manual_seed(seed)) / 10
     winner, loser = values[0].requires_grad_(), values[1].requires_grad_()
-    errors = PairErrors(winner[None], loser[None], values[2][None], values[3][None])
-    winner_grad, loser_grad = torch.autograd.grad(pair_loss(errors, beta=50, kind=kind)[0], (winner, loser))
+    loss, _ = loss_of(winner, loser, values[2], values[3], torch.zeros(1, 1, 1, 1), beta=50, kind=kind)
+    winner_grad, loser_grad = torch.autograd.grad(loss, (winner, loser))
     assert winner_grad > 0 > loser_grad
-    assert winner_grad == -loser_grad
+    torch.testing.assert_close(winner_grad / winner, -loser_grad / loser)
 
 
 # Variants, each against a value worked out by hand: m = 0.25 from these errors, u = beta m = 0.5
@@ -162,30 +181,29 @@ ERRORS = (0.5, 1.5, 0.75, 1.25)
     ],
 )
 def test_variant_equals_its_hand_computed_value(options, expected):
-    loss, stats = pair_loss(errors_of(*ERRORS), **{"beta": 2.0, **options})
+    loss, stats = loss_of_errors(ERRORS, **{"beta": 2.0, **options})
     assert loss.item() == pytest.approx(expected, abs=1e-6)
-    assert stats["margin"].item() == 0.25
+    assert stats["margin"].item() == pytest.approx(0.25)
 
 
 def test_anchor_takes_the_winners_rise_off_the_margin():
     """Both became worse, the loser more: m = 0.25, but the winner rose by 0.5."""
-    rising = errors_of(1.0, 2.0, 0.5, 1.0)
-    assert pair_loss(rising, beta=2.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
-    loss, stats = pair_loss(rising, beta=2.0, anchor=1.0)
+    rising = (1.0, 2.0, 0.5, 1.0)
+    assert loss_of_errors(rising, beta=2.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
+    loss, stats = loss_of_errors(rising, beta=2.0, anchor=1.0)
     assert loss.item() == pytest.approx(0.974077, abs=1e-6)  # log(1 + e^0.5): m - 0.5 = -0.25
-    assert stats["margin"].item() == 0.25
-    assert pair_loss(errors_of(*ERRORS), beta=2.0, anchor=1.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
+    assert stats["margin"].item() == pytest.approx(0.25)
+    assert loss_of_errors(ERRORS, beta=2.0, anchor=1.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
 
 
 def test_weights_scale_each_pair():
-    errors = PairErrors(*(torch.tensor(values) for values in zip(ERRORS, (1.0, 1, 1, 1), strict=True)))
-    loss, _ = pair_loss(errors, beta=2.0, weights=torch.tensor([1.5, 0.5]))
+    loss, _ = loss_of_errors(ERRORS, (1.0, 1.0, 1.0, 1.0), beta=2.0, weights=torch.tensor([1.5, 0.5]))
     assert loss.item() == pytest.approx((1.5 * 0.474077 + 0.5 * math.log(2)) / 2, abs=1e-6)
 
 
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match="sigmoid, ipo, hinge"):
-        pair_loss(errors_of(*ERRORS), beta=1.0, kind="simpo")
+        loss_of_errors(ERRORS, beta=1.0, kind="simpo")
 
 
 def test_kto_by_hand():
@@ -197,6 +215,9 @@ def test_kto_by_hand():
     assert stats["accuracy"] == 1
     assert stats["winner_drift"].item() == pytest.approx(-0.5)
     assert stats["loser_drift"].item() == pytest.approx(0.1)
+    assert stats["rewards/chosen"].item() == pytest.approx(0.5)
+    assert stats["rewards/rejected"].item() == pytest.approx(-0.1)
+    assert stats["rewards/margins"].item() == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("good", [True, False])

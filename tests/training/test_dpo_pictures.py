@@ -11,7 +11,7 @@ from huvidpo.catalog import load_catalog
 from huvidpo.checkpoint import load_tensors, read_metadata
 from huvidpo.lora import merge
 from training.adapter import adapter_off, add_adapter
-from training.dpo_image import build_network, load_pipeline, main
+from training.dpo import load_first_frame, main, picture_network
 from training.recipes import DPORecipe
 
 SMALL = ["height=32", "width=32", "batch_size=2", "save_every=2", "sample_every=1", "sample_steps=2"]
@@ -26,7 +26,7 @@ def rated_pictures(tmp_path_factory) -> Path:
 def arguments(clips: Path, out: Path, *more: str) -> list[str]:
     fields = [part for setting in SMALL for part in ("--set", setting)]
     return [
-        "--model", "tiny", "--clips", str(clips), "--out", str(out),
+        "--model", "tiny", "--recipe", "tiny_dpo_image", "--clips", str(clips), "--out", str(out),
         "--run", str(out.parent / f"run_{out.stem}"), *fields, *more,
     ]  # fmt: skip
 
@@ -34,8 +34,8 @@ def arguments(clips: Path, out: Path, *more: str) -> list[str]:
 def test_reference_is_the_frozen_network_and_conditions_are_the_pipelines(tiny_family):
     recipe = DPORecipe(frames=1, height=32, width=32, precision="fp32")
     model = load_catalog().model("tiny")
-    pipeline = load_pipeline(model, torch.device("cpu"))
-    network = build_network(model, pipeline, recipe, ["a horse runs", "rain"])
+    pipeline = load_first_frame(model, torch.device("cpu"))
+    network = picture_network(model, pipeline, recipe, ["a horse runs", "rain"])
     seen = {}
 
     def note(module, args, kwargs):
@@ -95,7 +95,8 @@ def test_rated_clips_serve_by_their_first_frames(tiny_family, tmp_path):
 def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_pictures, tmp_path, capsys):
     out = tmp_path / "lora.safetensors"
     for wrong, message in {
-        ("--set", "frames=4"): "training.dpo",
+        ("--set", "frames=4"): "clips need --category and --stage1",
+        ("--category", "horse"): "drop --category and --stage1",
         ("--set", "prompt=category"): "its own caption",
         ("--clips", str(tmp_path)): "captions.jsonl",
     }.items():
