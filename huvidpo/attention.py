@@ -7,8 +7,9 @@ PEFT.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from huvidpo import hardware
 
 ATTENTION_MODES = ("first_prev", "first")
 
@@ -33,31 +34,6 @@ def visible_frames(frames: int, mode: str, device: torch.device | None = None) -
     first = torch.zeros_like(previous)
     seen = (first, previous) if check_mode(mode) == "first_prev" else (first,)
     return torch.stack(seen, dim=1)
-
-
-def slow_on_cpu(x: Tensor) -> bool:
-    """Whether `x` is bfloat16 on a CPU, where some kernels run several times slower than in float32."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.compiler.is_exporting()
-
-
-# Scores above which, on a CPU, the fused kernel trains faster than plain products that store them.
-MOST_PLAIN_SCORES = 2**22
-
-
-def scaled_dot_product(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over [batch, heads, tokens, D], by the fastest kernel for training or
-    inference.
-    """
-    if not (queries.requires_grad and slow_on_cpu(queries)):
-        return F.scaled_dot_product_attention(queries, keys, values)
-    # Tiny family, forward + backward on one core without AMX, ms: fused bfloat16, fused float32, plain:
-    # spatial 117 113 251, spatial at 8x8 23 13 6, temporal 115 17 7, text 18 14 7.
-    if queries.shape[:-1].numel() * keys.shape[-2] > MOST_PLAIN_SCORES:
-        with torch.autocast("cpu", enabled=False):
-            out = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float())
-        return out.to(queries.dtype)
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
 
 
 class Attention(nn.Module):
@@ -91,7 +67,7 @@ class Attention(nn.Module):
     def attend(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """`x` [batch, tokens, C] looks at keys and values of the same batch -> [batch, tokens, C]."""
         keys, values = keys_values
-        seen = scaled_dot_product(self.split_heads(self.to_q(x)), keys, values)
+        seen = hardware.scaled_dot_product(self.split_heads(self.to_q(x)), keys, values)
         return self.to_out[0](seen.transpose(1, 2).flatten(2))
 
 

@@ -24,13 +24,13 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from huvidpo import hardware
 from huvidpo.attention import (
     KeysValues,
     SparseCausalAttention,
     TemporalAttention,
     TextAttention,
     check_mode,
-    slow_on_cpu,
 )
 from huvidpo.checkpoint import inflated_name, load_lamp, load_strict
 from huvidpo.errors import CheckpointError
@@ -39,13 +39,10 @@ HAS_ATTENTION = {"CrossAttnDownBlock": True, "DownBlock": False, "CrossAttnUpBlo
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm over each frame, in float32 on a CPU: its bfloat16 kernels there are 2 to 5 times slower."""
+    """GroupNorm over each frame."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not slow_on_cpu(x):
-            return super().forward(x)
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return hardware.group_norm(x, self)
 
 
 class JointGroupNorm(GroupNorm):

@@ -18,7 +18,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe, prepare, to_unit
+from huvidpo.hardware import mixed_precision, prepare_to_train
+from tiny.common import DATA, FAMILY, fit, parse_recipe, to_unit
 from tiny.dataset import load_split
 from training.recipes import Recipe
 
@@ -117,7 +118,7 @@ def main() -> None:
     clips, _ = load_split(DATA, "clips")
     held_out, _ = load_split(DATA, "held_out")
     test = to_unit(torch.from_numpy(np.ascontiguousarray(held_out[:, ::5]))).flatten(0, 1)
-    vae = prepare(build())
+    vae = prepare_to_train(build())
     if fit("vae", vae, Reconstruction(clips, test[:64]), recipe):
         fold_normalisation(vae, to_unit(torch.from_numpy(np.ascontiguousarray(clips[:512, 7]))))
         print(json.dumps({"held_out_psnr_db": round(psnr(vae, test), 2), "steps": recipe.steps}))

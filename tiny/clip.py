@@ -30,7 +30,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe
+from huvidpo.hardware import mixed_precision
+from tiny.common import DATA, FAMILY, fit, parse_recipe
 from tiny.dataset import load_split
 from tiny.world import CATEGORIES, COLOURS, PLACES, SENTENCES, STYLES, Scene, caption, style_words
 from training.recipes import Recipe

@@ -1,20 +1,15 @@
-"""What the tiny family's trainers share: where things lie, the CPU recipe, the noise schedule."""
+"""What the tiny family's trainers share: where things lie, the noise schedule, the command line."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.loop import Task, train
 from training.recipes import Recipe
@@ -44,23 +39,6 @@ def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> bool:
     model.load_state_dict(trained.weights)
     model.eval()
     return trained.step == recipe.steps
-
-
-def prepare(model: Any) -> Any:
-    """The fast CPU recipe: channels_last, GroupNorm in float32 under autocast, attention as plain matmuls."""
-    if isinstance(model, UNet2DConditionModel):
-        model.set_attn_processor(AttnProcessor())
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-    return model.to(memory_format=torch.channels_last)
-
-
-@contextmanager
-def mixed_precision() -> Iterator[None]:
-    """bf16 autocast; attention never as the fused CPU kernel, whose backward took half of a CLIP step."""
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def scheduler() -> DDIMScheduler:

@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from huvidpo.catalog import Component
+from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part, load_tokenizer
-from tiny.common import DATA, FAMILY, fit, mixed_precision, parse_recipe, prepare, scheduler
+from tiny.common import DATA, FAMILY, fit, parse_recipe, scheduler
 from tiny.dataset import load_split
 from tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene
 from training.losses import prediction_target
@@ -174,7 +175,7 @@ class Denoising:
 
 def main() -> None:
     recipe = parse_recipe("Train the tiny first-frame UNet.", RECIPE)
-    unet = prepare(build())
+    unet = prepare_to_train(build())
     vae = load_part(AutoencoderKL, part("vae"), torch.float32).eval()
     latents = np.load(DATA / "stills_latents.npy", mmap_mode="r")
     task = Denoising(latents, load_split(DATA, "stills")[1], TextTowers(), vae, unet, scheduler())

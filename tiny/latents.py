@@ -19,8 +19,9 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from huvidpo.catalog import Component
+from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part
-from tiny.common import DATA, FAMILY, RUNS, mixed_precision, prepare, to_unit
+from tiny.common import DATA, FAMILY, RUNS, to_unit
 from tiny.dataset import load_split
 from tiny.world import CATEGORIES, Scene, caption
 
@@ -64,7 +65,9 @@ def main() -> None:
     parser.add_argument("--motion-clips", type=int, default=16, help="clips of each category for stage 1")
     parser.add_argument("--only", choices=("stills", "base", "motion"))
     args = parser.parse_args()
-    vae = prepare(load_part(AutoencoderKL, Component(str(FAMILY / "first_frame"), "vae"), torch.float32))
+    vae = prepare_to_train(
+        load_part(AutoencoderKL, Component(str(FAMILY / "first_frame"), "vae"), torch.float32)
+    )
     vae.eval()
     if args.only in (None, "stills"):
         encode_to(DATA / "stills_latents.npy", load_split(DATA, "stills")[0], vae)

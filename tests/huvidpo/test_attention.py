@@ -89,7 +89,7 @@ def test_temporal_attention_equals_the_loop_over_pixels_and_starts_at_zero():
 
 @pytest.mark.parametrize("most_plain", [0, 2**22], ids=["fused", "plain"])
 def test_bfloat16_training_on_cpu_stays_close_to_float32(most_plain: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huvidpo.attention.MOST_PLAIN_SCORES", most_plain)
+    monkeypatch.setattr("huvidpo.hardware.MOST_PLAIN_SCORES", most_plain)
     attention = SparseCausalAttention(C, HEADS, "first_prev")
     x = tokens(4)
     with torch.autocast("cpu", torch.bfloat16):

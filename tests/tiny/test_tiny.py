@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from huvidpo.hardware import prepare_to_train
 from tiny import autoencoder, clip, common, dataset, first_frame
 from tiny.autoencoder import Reconstruction, build, fold_normalisation
 from tiny.world import (
@@ -81,7 +82,7 @@ def test_vae_learns_and_its_latents_are_normalised(small_data: Path) -> None:
     torch.manual_seed(0)
     clips, scenes = dataset.load_split(small_data, "clips")
     assert len(scenes) == len(clips) == 64
-    vae = common.prepare(build())
+    vae = prepare_to_train(build())
     pictures = common.to_unit(torch.from_numpy(clips[:8, 0].copy()))
     task = Reconstruction(clips, pictures)
     before = task.evaluate(vae.eval())["psnr_db"]
