@@ -27,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from unet_forward import record, seconds
 
 from huvidpo.unet import VideoUNet
-from training.ledger import LikeCuda, attention_on_cuda
 from training.losses import dpo_loss
 from training.memory import (
     DTYPES,
     GIB,
     Autocast,
+    LikeCuda,
+    attention_on_cuda,
     loss_of,
     make_batch,
     make_network,
@@ -115,8 +116,7 @@ def measure(
         return torch.autocast(device, DTYPES[recipe.precision])
 
     def whole_step() -> None:
-        for _ in step(lambda: loss(batch, autocast), optimizer, recipe.clip_norm):
-            pass
+        step(lambda: loss(batch, autocast), optimizer, recipe.clip_norm)
 
     took = seconds(whole_step, device, repeats)
     weights = size_of(p for network in networks for p in network.parameters())

@@ -17,6 +17,7 @@ import dataclasses
 import gc
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -33,7 +38,6 @@ from huvidpo.catalog import Component, Model, load_catalog
 from huvidpo.errors import HuViDPOError
 from huvidpo.unet import VideoUNet, video_config
 from training.adapter import adapter_off, add_adapter
-from training.ledger import Ledger, LikeCuda, attention_on_cpu, attention_on_cuda
 from training.loop import TrainingError, select_trainable
 from training.losses import dpo_loss, motion_loss
 from training.recipes import (
@@ -65,15 +69,14 @@ class Memory:
 
     parameters: int
     optimizer: int
-    gradients: int
     activations: int
-    """All else that operations made: activations, casts of weights, temporaries."""
+    """All that operations made: activations, gradients, casts of weights, temporaries."""
     trainable: int
     """Number of parameters that train."""
 
     @property
     def peak(self) -> int:
-        return self.parameters + self.optimizer + self.gradients + self.activations
+        return self.parameters + self.optimizer + self.activations
 
 
 # The steps
@@ -130,10 +133,8 @@ def loss_of(unet: VideoUNet, recipe: ClipRecipe, clips: Tensor, text: Tensor, au
     return dpo_loss(policy, reference, clips.chunk(2)[0], beta=recipe.beta)[0]
 
 
-def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clip_norm: float) -> Iterator[None]:
-    """One training step; pauses when all gradients are there, before the optimiser moves."""
+def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
     loss().backward()
-    yield
     torch.nn.utils.clip_grad_norm_(trained(optimizer), clip_norm)
     optimizer.step()
     optimizer.zero_grad()
@@ -177,13 +178,9 @@ def trace(
     """What a step on meta tensors holds at its peak."""
     weights = [p for network in networks for p in network.parameters()]
     with Ledger([*weights, *moments(optimizer), *batch]) as ledger:
-        steps = step(loss, optimizer, clip_norm=1.0)
-        next(steps)
-        gradients = ledger.numbers(p.grad for p in trained(optimizer) if p.grad is not None)
-        next(steps, None)
-    marked, others = ledger.at_peak(gradients)
+        step(loss, optimizer, clip_norm=1.0)
     count = sum(p.numel() for p in trained(optimizer))
-    return Memory(size_of(weights), size_of(moments(optimizer)), marked, others, count)
+    return Memory(size_of(weights), size_of(moments(optimizer)), ledger.peak, count)
 
 
 def measure(config: dict[str, Any], recipe: ClipRecipe, factor: int, device: str) -> int:
@@ -197,8 +194,7 @@ def measure(config: dict[str, Any], recipe: ClipRecipe, factor: int, device: str
         return torch.autocast(device, dtype, enabled=dtype is not None)
 
     def whole_step() -> None:
-        for _ in step(lambda: loss_of(unet, recipe, *batch, autocast), optimizer, recipe.clip_norm):
-            pass
+        step(lambda: loss_of(unet, recipe, *batch, autocast), optimizer, recipe.clip_norm)
 
     held = size_of(unet.parameters()) + size_of(moments(optimizer))
     whole_step()  # libraries load, kernels are chosen
@@ -232,6 +228,102 @@ def peak_growth(call: Callable[[], Any], device: str) -> int:
         if event.name() == "[memory]":
             held.append(held[-1] + event.nbytes())
     return max(held)
+
+
+# Counting
+
+
+class Ledger(TorchDispatchMode):
+    """Counts every storage that an operation makes while the mode is on, from its birth to its end, in bytes.
+
+    `held`: tensors from before, whose views are no new storage. torch's own MemTracker would do, but refuses
+    networks with frozen weights, and a forward that is taken twice (docs/log.md).
+    """
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = {tensor.untyped_storage()._cdata for tensor in held}
+        """Addresses."""
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._book(tensor.untyped_storage())
+        return out
+
+    def _book(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.live:
+            return
+        self.live.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._strike, storage._cdata, storage.nbytes()).atexit = False
+
+    def _strike(self, address: int, size: int) -> None:
+        self.live.discard(address)
+        self.now -= size
+
+
+class LikeCuda(TorchFunctionMode):
+    """autocast and fused attention as on a GPU, for meta tensors, which have neither.
+
+    `dtype` None leaves all in the tensors' own. `kernel`: the fused attention to account for. The lists are
+    those of autocast that our networks meet:
+    https://docs.pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior
+    """
+
+    LOW = frozenset({"linear", "conv1d", "conv2d", "scaled_dot_product_attention"})
+    FULL = frozenset({"layer_norm", "group_norm"})
+
+    def __init__(self, dtype: torch.dtype | None, kernel: Callable[..., Any]) -> None:
+        super().__init__()
+        self.dtype, self.kernel = dtype, kernel
+        self.kept: dict[Tensor, Tensor] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if self.dtype is not None and name in self.LOW | self.FULL:
+            cast = self._low if name in self.LOW else _full
+            args = [cast(x) for x in args]
+            kwargs = {key: cast(x) for key, x in (kwargs or {}).items()}
+        if name == "scaled_dot_product_attention":
+            return self.kernel(*args)[0]
+        return func(*args, **(kwargs or {}))
+
+    def _low(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if self.kept is None or not (x.is_leaf and x.requires_grad):
+            return x.to(self.dtype)
+        return self.kept.setdefault(x, x.to(self.dtype))
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around a forward: autocast keeps its casts of trainable weights until it is left."""
+        self.kept = {}
+        with self:
+            yield
+        self.kept = None
+
+    def checkpoint(self, layer: nn.Module, *args: Any) -> Any:
+        """torch's checkpoint, whose recomputation follows the same rules."""
+        contexts = (contextlib.nullcontext(), self)
+        return checkpoint(layer, *args, use_reentrant=False, context_fn=lambda: contexts)
+
+
+def _full(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) else x
+
+
+def attention_on_cuda(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    return kernel(queries, keys, values, None, queries.requires_grad)
+
+
+def attention_on_cpu(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values)
 
 
 # Command line
@@ -275,8 +367,7 @@ def table(columns: dict[str, Memory], others: int) -> list[str]:
     rows: dict[str, Callable[[Memory], float]] = {
         "parameters": lambda memory: memory.parameters,
         "optimiser": lambda memory: memory.optimizer,
-        "gradients, at the peak": lambda memory: memory.gradients,
-        "activations, at the peak": lambda memory: memory.activations,
+        "activations and gradients": lambda memory: memory.activations,
         "peak of the step": lambda memory: memory.peak,
         "VAE and text encoder": lambda memory: others,
         "allowance": lambda memory: ALLOWANCE,

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from huvidpo.unet import VideoUNet
-from training.ledger import Ledger, LikeCuda, attention_on_cuda
-from training.memory import GIB, estimate, main, measure, table
+from training.memory import GIB, Ledger, LikeCuda, attention_on_cuda, estimate, main, measure, table
 from training.recipes import ClipRecipe, lamp_sd14, paper_dpo
 
 SMALL: dict[str, Any] = {
@@ -36,11 +35,10 @@ def test_ledger_knows_the_peak_by_hand() -> None:
         view, held = b.view(32, 32).t(), weight.t()
         del a, b  # 4096: the view keeps b
         kept = torch.zeros(3072, device="meta")  # 16384: the peak
-        numbers = ledger.numbers([kept, held])
         del kept
         view.add_(1)
-    assert ledger.at_peak(numbers) == (12288, 4096)
-    assert ledger.at_peak(set()) == (0, 16384)
+        assert held.shape == (256, 256)  # a view of what was held before: nothing
+    assert (ledger.now, ledger.peak) == (4096, 16384)
 
 
 def test_mixed_precision_follows_cuda() -> None:
