@@ -38,6 +38,7 @@ from huvidpo.schedule import (
     Denoiser,
     StepCallback,
     drop_history,
+    first_frame_schedule,
     guide,
     kept_indices,
     make_scheduler,
@@ -199,14 +200,14 @@ class FirstFramePipeline:
             # text tensors hold [negative, positive] of every request under guidance
             return {name: x[[i for i in range(len(x)) if i % count in kept]] for name, x in tensors.items()}
 
-        pipe = self._private_pipe()
+        pipe, schedule = self._private_pipe(options.first_frame_steps)
         height, width = options.first_frame_size
         out = pipe(
             **embeddings,
             latents=latents.to(pipe.unet.dtype),
             height=height,
             width=width,
-            num_inference_steps=options.first_frame_steps,
+            **schedule,
             guidance_scale=options.first_frame_guidance,
             output_type="latent",
             callback_on_step_end=after_step,
@@ -223,14 +224,16 @@ class FirstFramePipeline:
         """Latents [C, h, w] -> uint8 [H, W, 3]."""
         return [None if x is None else from_latents(self.pipe.vae, x[None])[0] for x in latents]
 
-    def _private_pipe(self) -> StableDiffusionXLPipeline:
-        """A pipeline of the same modules with a scheduler of its own: both keep state between steps."""
-        scheduler = type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+    def _private_pipe(self, steps: int) -> tuple[StableDiffusionXLPipeline, dict[str, Any]]:
+        """A pipeline of the same modules with a scheduler of its own, as both keep state between steps; and
+        how to ask it for `steps`.
+        """
+        scheduler, schedule = first_frame_schedule(self.pipe.scheduler, steps)
         zeros = self.pipe.config.force_zeros_for_empty_prompt
         parts = self.pipe.components | {"scheduler": scheduler}
         pipe = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
         pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return pipe, schedule
 
 
 class VideoPipeline:

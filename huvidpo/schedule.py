@@ -4,6 +4,7 @@ Everything is a plain function of tensors. Shapes: B batch, C channels, F frames
 Latents are float32 [B, C, F, H, W]; frame 0 is the clean latent of the first frame throughout.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from huvidpo.errors import Cancelled
+from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 
 StepCallback = Callable[[int, int, Tensor], Sequence[bool] | None]
 """(step from 1, total steps, latents) -> None to go on, or one keep-flag per request still in the batch."""
@@ -26,20 +27,128 @@ SETTLE_FRACTION = 0.6
 """LAMP pulls frame 1 towards frame 0 after steps with index > 30 of its 50: the last two fifths."""
 
 
+# What a scheduler's config says of the model: how it was trained, and where its steps lie. All else in it is
+# about how that scheduler samples, or another's default.
+OF_THE_MODEL = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+    "steps_offset",
+    "set_alpha_to_one",
+)
+EARLIEST_START = 0.75  # of the timesteps: from below, the noise that sampling starts with is not what is seen
+
+
+class DDIM(DDIMScheduler):
+    """diffusers' DDIM at eta 0, whose every step leads to the next timestep, whatever their distance.
+
+    diffusers takes num_train_timesteps // steps for the distance: with 334 steps it goes two back where the
+    next timestep is three away.
+    """
+
+    def set_timesteps(self, timesteps: Sequence[int], device: Any = None) -> None:
+        self.num_inference_steps = len(timesteps)
+        self.timesteps = torch.tensor(timesteps, device=device)
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """Eq. 12 of arXiv 2010.02502; the first of the tuple is the sample at the next timestep."""
+        times = self.timesteps.tolist()
+        following = times[times.index(int(timestep)) + 1 :]
+        alpha = self.alphas_cumprod[int(timestep)]
+        next_alpha = self.alphas_cumprod[following[0]] if following else self.final_alpha_cumprod
+        signal, sigma = alpha**0.5, (1 - alpha) ** 0.5
+        if self.config.prediction_type == "epsilon":
+            clean, noise = (sample - sigma * model_output) / signal, model_output
+        elif self.config.prediction_type == "v_prediction":
+            clean = signal * sample - sigma * model_output
+            noise = signal * model_output + sigma * sample
+        else:
+            clean, noise = model_output, (sample - signal * model_output) / sigma
+        return (next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise,)
+
+
 def make_scheduler(config: dict[str, Any], sampler: str, steps: int) -> Any:
     """A fresh scheduler from the model's config, with its timesteps set, on the CPU as its tables are.
 
     "ddim": Denoising Diffusion Implicit Models (arXiv 2010.02502), eta 0. "dpm++": DPM-Solver++ 2M (arXiv
-    2211.01095). Prediction type, betas, zero terminal SNR and timestep spacing are those of the config.
+    2211.01095). Prediction type, betas, zero terminal SNR and timestep spacing are those of the config, of
+    whatever class it is. Predictions are never clipped: latents are not pixels, which lie in [-1, 1]. Raises
+    InvalidRequest for more steps than the model has timesteps, CheckpointError for a config that no sampler
+    here can follow.
     """
+    model = {name: config[name] for name in OF_THE_MODEL if config.get(name) is not None}
+    prediction = model.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise CheckpointError(
+            f"the scheduler's config says prediction_type {prediction!r}; known are epsilon, v_prediction "
+            "and sample"
+        )
     if sampler == "ddim":
-        scheduler = DDIMScheduler.from_config(config)
+        scheduler = DDIM.from_config(model, clip_sample=False, thresholding=False)
     else:
         scheduler = DPMSolverMultistepScheduler.from_config(
-            config, algorithm_type="dpmsolver++", solver_order=2
+            model, algorithm_type="dpmsolver++", solver_order=2, thresholding=False
         )
-    scheduler.set_timesteps(steps)
+    times = spread(scheduler.config, steps, lead=int(sampler == "dpm++"))
+    if prediction == "epsilon" and scheduler.alphas_cumprod[times[0]] < 1e-6:
+        raise CheckpointError(
+            "the scheduler's config says prediction_type epsilon and starts at pure noise "
+            "(rescale_betas_zero_snr), where noise says nothing of the clip; such models predict v"
+        )
+    scheduler.set_timesteps(timesteps=times)
     return scheduler
+
+
+def spread(config: Any, steps: int, lead: int = 0) -> list[int]:
+    """`steps` timesteps, falling, as `config` spaces them (Table 2 of arXiv 2305.08891), from pure noise.
+
+    Where diffusers rounds their distance down to a whole number, and so starts far below the last timestep,
+    the timesteps are rounded instead; equal where it divides. A spacing that starts too low for its few steps
+    gives way to "trailing". `lead`: timesteps left out at the clean end, as diffusers does for DPM-Solver++.
+    Raises InvalidRequest for more steps than timesteps.
+    """
+    total, spacing = config.num_train_timesteps, config.timestep_spacing
+    if steps > total:
+        raise InvalidRequest(
+            f"steps: got {steps}, this model has {total} timesteps: ask for at most those", "steps"
+        )
+    count = min(steps + lead, total)
+    if spacing == "leading":
+        times = np.floor(np.arange(count) * (total / count) + 0.5)
+        times += min(config.steps_offset, total - 1 - times[-1])
+    elif spacing == "linspace":
+        times = np.linspace(0, total - 1, count).round()
+    elif spacing != "trailing":
+        raise CheckpointError(
+            f"the scheduler's config says timestep_spacing {spacing!r}; leading, linspace and trailing are "
+            "known"
+        )
+    if spacing == "trailing" or times[-1] < EARLIEST_START * total:
+        times = (total - np.arange(steps) * (total / steps)).round()[::-1] - 1
+    return [int(time) for time in times[::-1][:steps]]
+
+
+def first_frame_schedule(scheduler: Any, steps: int) -> tuple[Any, dict[str, Any]]:
+    """A fresh scheduler like `scheduler`, of a first-frame pipeline, and how to ask the pipeline for `steps`.
+
+    Its timesteps are spread as a video's where its class can be told them.
+    """
+    config = dict(scheduler.config)
+    kind = DDIM if isinstance(scheduler, DDIMScheduler) else type(scheduler)
+    fixed = {name: False for name in ("clip_sample", "thresholding") if name in config}
+    fresh = kind.from_config(config, **fixed)
+    own_sigmas = any(config.get(f"use_{name}_sigmas") for name in ("karras", "exponential", "beta"))
+    if own_sigmas or "timesteps" not in inspect.signature(fresh.set_timesteps).parameters:
+        return fresh, {"num_inference_steps": steps}
+    lead = int(isinstance(fresh, DPMSolverMultistepScheduler))
+    return fresh, {"timesteps": spread(fresh.config, steps, lead)}
 
 
 def mix_noise(noise: Tensor, share: float) -> Tensor:

@@ -1,25 +1,35 @@
+import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from reference import REFERENCE, needs_reference
 from safetensors.torch import load_file
 from torch import Tensor
 
-from huvidpo.errors import Cancelled
+from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 from huvidpo.schedule import (
     SETTLE_FRACTION,
     adain,
     correct_end,
     correct_step,
+    first_frame_schedule,
     guide,
     make_scheduler,
     match_histogram,
     mix_noise,
     sample,
+    spread,
     step_frames,
 )
 from huvidpo.unet import VideoUNet
@@ -79,6 +89,158 @@ def test_ddim_step_by_hand() -> None:
     expected = math.sqrt(b) * (2 - math.sqrt(1 - a) * 0.5) / math.sqrt(a) + math.sqrt(1 - b) * 0.5
     out = step_frames(scheduler, e, scheduler.timesteps[0], x)
     torch.testing.assert_close(out.flatten(), torch.tensor([2.0, expected, expected]))
+
+
+SDXL_EULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "interpolation_type": "linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}
+SD14_PNDM = {  # as published; its clip_sample is of a later hand
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SD21 = SD14_PNDM | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False}
+LINEAR = {"_class_name": "DDPMScheduler", "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+EVERY = {
+    "sd14": SD14,
+    "zero_snr": ZERO_SNR,
+    "sdxl": SDXL_EULER,
+    "pndm": SD14_PNDM,
+    "sd21": SD21,
+    "ddpm": LINEAR,
+}
+EVERY |= {
+    f"{name} {s}": EVERY[name] | {"timestep_spacing": s}
+    for name in ("sd14", "sd21")
+    for s in ("linspace", "trailing")
+}
+
+
+@pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_any_number_of_steps_starts_at_noise_and_falls(sampler: str, config: dict) -> None:
+    facts = make_scheduler(config, sampler, 1).config
+    for steps in range(1, 1001):
+        times = np.array(spread(facts, steps, lead=int(sampler == "dpm++")))
+        assert len(times) == steps
+        assert times[0] >= max(749, 1000 - 1000 / steps - 1), steps
+        assert (np.diff(times) < 0).all(), steps
+        assert times[-1] >= 0, steps
+
+
+@pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 30, 334, 999, 1000])
+def test_any_number_of_steps_ends_clean(sampler: str, config: dict, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 1, 4, 3, 5, 5, generator=generator)
+    latents = torch.cat([clean[:, :, :1], noise[:, :, 1:]], dim=2)
+    out, _ = sample(perfect_model(clean, config), latents, make_scheduler(config, sampler, steps))
+    # without set_alpha_to_one DDIM ends at alpha_bar of T = 0, just short of clean
+    ends_short = sampler == "ddim" and not config.get("set_alpha_to_one", True)
+    torch.testing.assert_close(out, clean, atol=0.15 if ends_short else 5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("steps", [3, 7, 30, 334])
+def test_every_ddim_step_leads_to_the_next_timestep(config: dict, steps: int) -> None:
+    """With a perfect model the sample is sqrt(a) clean + sqrt(1 - a) noise at every timestep."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 1, 4, 3, 5, 5, generator=generator, dtype=torch.float64)
+    scheduler, model = make_scheduler(config, "ddim", steps), perfect_model(clean, config)
+
+    def at(time: Tensor) -> Tensor:
+        alpha = scheduler.alphas_cumprod[time].double()
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+
+    x = at(scheduler.timesteps[0])
+    for time, following in itertools.pairwise(scheduler.timesteps):
+        x = scheduler.step(model(x, time, [0]), time, x)[0]
+        torch.testing.assert_close(x, at(following), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", [SD14, ZERO_SNR, SD21], ids=["sd14", "zero_snr", "sd21"])
+@pytest.mark.parametrize("steps", [4, 8, 20, 50])
+def test_steps_that_divide_are_diffusers_own(config: dict, steps: int) -> None:
+    theirs = DDIMScheduler.from_config(config)
+    theirs.set_timesteps(steps)
+    ours = make_scheduler(config, "ddim", steps)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    x, prediction = torch.randn(2, 1, 4, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    for time in theirs.timesteps:
+        assert torch.equal(ours.step(prediction, time, x)[0], theirs.step(prediction, time, x).prev_sample)
+
+
+@pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_latents_are_never_clipped(sampler: str, config: dict) -> None:
+    """Schedulers made for pixels clip to [-1, 1], DDIM unless told otherwise."""
+    clean = torch.full((1, 4, 3, 5, 5), 7.0)
+    other = config | {"clip_sample": True, "thresholding": True}
+    for told in (config, other):
+        out, _ = sample(perfect_model(clean, config), clean, make_scheduler(told, sampler, 10))
+        assert out.min() > 6
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "error", "message"),
+    [
+        (SD14 | {"num_train_timesteps": 100}, 101, InvalidRequest, "has 100 timesteps"),
+        (
+            SD14 | {"prediction_type": "flow_prediction"},
+            10,
+            CheckpointError,
+            "prediction_type 'flow_prediction'",
+        ),
+        (SD14 | {"timestep_spacing": "random"}, 10, CheckpointError, "timestep_spacing 'random'"),
+        (ZERO_SNR | {"prediction_type": "epsilon"}, 10, CheckpointError, "predict v"),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_what_cannot_be_sampled_is_refused(
+    sampler: str, config: dict, steps: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make_scheduler(config, sampler, steps)
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 334, 1000])
+def test_first_frames_start_at_noise_too(kind: Any, steps: int) -> None:
+    shared = kind.from_config(SDXL_EULER)
+    before = dict(vars(shared))
+    scheduler, asked = first_frame_schedule(shared, steps)
+    scheduler.set_timesteps(**asked, device="cpu")
+    times = scheduler.timesteps.double().numpy()
+    assert len(times) == steps
+    assert times[0] >= max(749, 1000 - 1000 / steps - 1)
+    assert (np.diff(times) < 0).all()
+    assert not scheduler.config.get("clip_sample", False)
+    assert vars(shared) == before
+    theirs = kind.from_config(SDXL_EULER)
+    theirs.set_timesteps(50)
+    if steps == 50 and kind is not DPMSolverMultistepScheduler:  # of 51 it takes 50: 1000 does not divide
+        assert times.tolist() == theirs.timesteps.tolist()
+
+
+def test_a_scheduler_that_takes_no_timesteps_keeps_its_own() -> None:
+    scheduler, asked = first_frame_schedule(PNDMScheduler.from_config(SD14_PNDM), 20)
+    assert isinstance(scheduler, PNDMScheduler)
+    assert asked == {"num_inference_steps": 20}
 
 
 def test_noise_mixing_has_the_originals_std() -> None:
