@@ -32,6 +32,7 @@ from export import parity
 from export.to_onnx import ONNX_FILE, WEIGHTS_FILE, bind, skeleton
 from export.to_tensorrt import build_plan, capabilities_of, peak_bytes
 from huvidpo.catalog import Catalog, Model, load_catalog
+from huvidpo.checkpoint import check_finite
 from huvidpo.engines.flavours import import_flavour
 from huvidpo.engines.manifest import (
     BACKENDS,
@@ -118,9 +119,14 @@ def build(job: Job, target: Target, cache: Path, shapes: int = 2) -> Outcome:
 def load(network: Network, category: Path | None) -> Any:
     """The network with its weights, of a category if given, on the CPU."""
     row, source = network.row, network.row.component(network.model)
+    module: Any
     if row.kind is VideoUNet:
-        unet = load_video_unet(source, network.dtype)
-        module: Any = load_category(unet, category) if category else unet
+        attention = network.model.attention_mode
+        module = load_video_unet(source, torch.float32, attention)
+        if category:
+            module = load_category(module, category, attention)
+        nn.Module.to(module, network.dtype)
+        check_finite(module.state_dict(), f"{row.name} in {network.precision}")
     else:
         module = load_part(row.kind, source, network.dtype)
     return module.eval().requires_grad_(False)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from huvidpo import hardware
-
-ATTENTION_MODES = ("first_prev", "first")
+from huvidpo.config import ATTENTION_MODES
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one attention, each [batch, heads, tokens, D]."""

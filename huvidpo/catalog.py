@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huvidpo.config import SamplingOptions
+from huvidpo.config import ATTENTION_MODES, SamplingOptions
 from huvidpo.errors import CatalogError, InvalidRequest
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,7 @@ class Model:
     video_vae: Component
     categories: Path  # folder of the categories' weights
     defaults: SamplingOptions
+    attention_mode: str | None = None  # of checkpoints that do not say theirs, and of image UNets inflated
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,17 @@ def _model(name: str, entry: dict[str, Any]) -> Model:
         first_frame_unet=_component(unet) if unet else None,
         categories=_local(entry.pop("categories")),
         defaults=SamplingOptions().replace(**entry.pop("defaults", {})),
+        attention_mode=_attention_mode(entry.pop("attention_mode", None)),
         **parts,
     )
     _refuse_rest({**entry, **video})
     return model
+
+
+def _attention_mode(mode: str | None) -> str | None:
+    if mode is not None and mode not in ATTENTION_MODES:
+        raise ValueError(f"attention_mode: got {mode!r}, allowed: {', '.join(ATTENTION_MODES)}")
+    return mode
 
 
 def _component(entry: dict[str, str]) -> Component:

@@ -1,6 +1,7 @@
 """The only file that reads or writes weights; knows the names of LAMP, HuViDPO and diffusers checkpoints."""
 
 import copy
+import hashlib
 import json
 import os
 import re
@@ -155,6 +156,16 @@ def read_metadata(path: StrPath) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"cannot read metadata from {path}: {first_line(error)}") from error
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values: equal for equal weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from huvidpo.errors import InvalidRequest
 
 SAMPLERS = ("ddim", "dpm++")
 CORRECTIONS = ("lamp", "none")
+ATTENTION_MODES = ("first_prev", "first")  # which frames self-attention sees, see attention.py
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")  # see engines/select.py
 MAX_SEED = 2**32 - 1  # torch's CPU generator (mt19937) reads 32 bits of a seed
 MAX_PROMPT_CHARS = 2000  # a guard before the tokenizer; the real limit is the text encoder's context

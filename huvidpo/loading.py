@@ -7,26 +7,28 @@ error: every network of theirs comes through `load_part`.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from huvidpo.catalog import Component, Model
 from huvidpo.checkpoint import (
     adapted_tensors,
     check_finite,
+    check_fits,
     first_line,
     listing,
     load_lamp,
+    read_metadata,
     with_weights,
 )
 from huvidpo.errors import CheckpointError, HuViDPOError
-from huvidpo.unet import VideoUNet
+from huvidpo.unet import VideoUNet, attention_mode, fingerprints, network_settings, video_config
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +76,12 @@ def load_config(kind: Any, source: Component) -> dict[str, Any]:
         return dict(kind.load_config(source.location, subfolder=source.subfolder).items())
 
 
-def load_part(kind: Any, source: Component, dtype: torch.dtype | None = None) -> Any:
+def load_part(kind: Any, source: Component, dtype: torch.dtype | None = None, **settings: Any) -> Any:
     """A network of diffusers or transformers, on the CPU, with exactly the tensors of its files.
 
-    `dtype` None: that of `kind`'s library. Raises CheckpointError for files that are damaged or miss a
-    tensor, hold one that the network has not, or one of another shape or that is not finite.
+    `dtype` None: that of `kind`'s library. `settings` go before those of its config. Raises CheckpointError
+    for files that are damaged or miss a tensor, and for a tensor that the network has not, that is of another
+    shape or not finite.
     """
     name = kind.__name__
     options = {} if dtype is None else {"dtype": dtype}
@@ -89,6 +92,7 @@ def load_part(kind: Any, source: Component, dtype: torch.dtype | None = None) ->
             variant=_variant(source),
             output_loading_info=True,
             **options,
+            **settings,
         )
     at = f"{name} at {folder_of(source)}"
     for what, trouble in (
@@ -156,22 +160,134 @@ def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> Aut
     return load_part(AutoencoderKL, source, dtype).to(device)
 
 
-def load_video_unet(source: Component, dtype: torch.dtype) -> VideoUNet:
-    """A VideoUNet, a UNet2DConditionModel (inflated) or a LAMP checkpoint: the config says which."""
+def video_unet_config(source: Component, attention: str | None = None) -> dict[str, Any]:
+    """VideoUNet's settings for a VideoUNet, an image UNet to inflate or a LAMP checkpoint.
+
+    `attention`: the mode of a checkpoint whose config does not say it (else it is refused), and of an image
+    UNet, which has none: HuViDPO's, if None.
+    """
     with readable("the video UNet", source):
-        kind = load_config(VideoUNet, source).get("_class_name")
+        config = load_config(VideoUNet, source)
+        if config.get("_class_name") == "UNet2DConditionModel":
+            config["attention_mode"] = attention or "first_prev"
+        config["attention_mode"] = attention_mode(config, attention, folder_of(source))
+        return video_config(config)
+
+
+def load_video_unet(source: Component, dtype: torch.dtype, attention: str | None = None) -> VideoUNet:
+    """A VideoUNet, a UNet2DConditionModel (inflated) or a LAMP checkpoint: the config says which.
+
+    `attention`: see `video_unet_config`.
+    """
+    with readable("the video UNet", source):
+        kind, folder = load_config(VideoUNet, source).get("_class_name"), folder_of(source)
+        mode = video_unet_config(source, attention)["attention_mode"]
         if kind == "UNet3DConditionModel":
-            unet = nn.Module.to(VideoUNet.from_lamp(folder_of(source)), dtype)  # diffusers' own .to warns
-            check_finite(unet.state_dict(), f"the video UNet at {folder_of(source)}")
+            unet = nn.Module.to(VideoUNet.from_lamp(folder, mode), dtype)  # diffusers' own .to warns
+            check_finite(unet.state_dict(), f"the video UNet at {folder}")
             return unet
         if kind == "UNet2DConditionModel":
-            return VideoUNet.from_2d(load_part(UNet2DConditionModel, source, dtype))
-        return load_part(VideoUNet, source, dtype)
+            return VideoUNet.from_2d(load_part(UNet2DConditionModel, source, dtype), mode)
+        return load_part(VideoUNet, source, dtype, attention_mode=mode)
 
 
-def load_category(base: VideoUNet, weights: Path) -> VideoUNet:
-    """`base` with a category's weights, a file or a folder in LAMP's layout; `base` if there are none."""
-    if not weights.exists():
-        logger.warning("no weights at %s: the base model is used", weights)
-        return base
-    return with_weights(base, load_lamp(weights)[1] if weights.is_dir() else adapted_tensors(base, weights))
+def load_category(base: VideoUNet, weights: Path, attention: str | None = None) -> VideoUNet:
+    """`base` (float32) with a category's weights, see `load_categories`; `base` if there are none."""
+    check_lineage(base, [weights])
+    tensors = category_tensors(base, weights, attention)
+    return with_weights(base, tensors) if tensors else base
+
+
+def load_categories(
+    base: VideoUNet,
+    weights: Mapping[str, Path],
+    attention: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, VideoUNet]:
+    """One network per category, in `dtype` on `device`; they share the tensors that are base's.
+
+    `weights`: of a category, a file of tensors or adapters (`checkpoint.adapted_tensors`) or a folder in
+    LAMP's layout; one without any is `base`, with a warning. `base` is float32 and on the CPU, where its hash
+    is that of its files and adapters are merged, and ends up in `dtype` on `device` itself. `attention`: the
+    mode of folders whose config does not say it. Raises CheckpointError for weights that do not fit `base`,
+    were trained on another, or attend to other frames.
+    """
+    check_lineage(base, weights.values())
+    changes, own = {}, base.state_dict()
+    for name, file in weights.items():
+        tensors = {key: tensor.to(dtype) for key, tensor in category_tensors(base, file, attention).items()}
+        changed = [key for key, tensor in tensors.items() if not torch.equal(tensor, own[key].to(dtype))]
+        changes[name] = {key: tensors[key].to(device) for key in changed}
+    nn.Module.to(base, device, dtype)
+    check_finite(base.state_dict(), "the video UNet")
+    return {name: with_weights(base, tensors) if tensors else base for name, tensors in changes.items()}
+
+
+def category_tensors(base: VideoUNet, weights: Path, attention: str | None = None) -> dict[str, Tensor]:
+    """The tensors that a category puts in place of those of `base`; none, warned of, without a file."""
+    if weights.is_dir():
+        config, tensors = load_lamp(weights)
+        mode = attention_mode(config, attention, weights)
+        check_settings(base, config | {"attention_mode": mode}, weights)
+        check_fits(base, tensors)
+        return tensors
+    if weights.is_file():
+        if is_lora_over_stage1(weights):
+            raise CheckpointError(
+                f"{weights} is a LoRA over stage-1 weights: merge both with `python -m training.merge` first"
+            )
+        return adapted_tensors(base, weights)
+    if twin := next((path for path in weights.parent.glob(f"{weights.stem}*") if is_weights(path)), None):
+        raise CheckpointError(
+            f"there is no {weights}, but there is {twin.name}: name it by `weights` in the category's entry "
+            "of the catalog"
+        )
+    logger.warning("no weights at %s: the base model is used", weights)
+    return {}
+
+
+def is_weights(path: Path) -> bool:
+    return path.is_dir() or path.suffix in (".safetensors", ".pth", ".pt", ".bin")
+
+
+def is_lora_over_stage1(file: Path) -> bool:
+    """Whether `training.dpo` wrote it, and `training.merge` did not."""
+    said = read_metadata(file) if file.suffix == ".safetensors" else {}
+    return "stage1" in said and "lora" not in said
+
+
+def check_settings(base: VideoUNet, config: Mapping[str, Any], weights: Path) -> None:
+    """Raise CheckpointError naming the settings in which the network of `config` is not that of `base`."""
+    with readable("the category", Component(str(weights))):
+        ours, theirs = network_settings(base.config), network_settings(config)
+    differ = [
+        f"{name} {theirs[name]} (the model's {ours[name]})" for name in ours if ours[name] != theirs[name]
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{weights}: its config.json is of another network than the model's, in {', '.join(differ)}; use "
+            "the model it was trained on, or give that an entry of its own in the catalog"
+        )
+
+
+def check_lineage(base: VideoUNet, files: Iterable[Path]) -> None:
+    """Raise CheckpointError for a file whose metadata names another base than `base` (float32), or another
+    attention. A file from elsewhere says nothing.
+    """
+    own = [file for file in files if file.suffix == ".safetensors" and file.is_file()]
+    said = {file: read_metadata(file) for file in own}
+    mode = base.config.attention_mode
+    # once for all files: it reads the whole network. Older files have the hash of the tensors alone.
+    known = fingerprints(base) if any("base" in facts for facts in said.values()) else ("", "")
+    for file, facts in said.items():
+        if facts.get("attention_mode", mode) != mode:
+            raise CheckpointError(
+                f"{file} was trained with attention {facts['attention_mode']}, the model has {mode}: use the "
+                "model it was trained on"
+            )
+        if "base" in facts and facts["base"] not in known:
+            raise CheckpointError(
+                f"{file} was trained on other weights: its base is {facts['base'][:12]}..., here it is "
+                f"{known[0][:12]}...; give the files it was trained from"
+            )

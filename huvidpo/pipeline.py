@@ -26,7 +26,7 @@ from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import (
     check_present,
     device_and_dtype,
-    load_category,
+    load_categories,
     load_part,
     load_scheduler_config,
     load_tokenizer,
@@ -281,11 +281,11 @@ class VideoPipeline:
         entry = catalog.model(model)
         check_present(entry)
         device, dtype = device_and_dtype(device, dtype)
-        base = load_video_unet(entry.video_unet, dtype).to(device).eval()
+        base = load_video_unet(entry.video_unet, torch.float32, entry.attention_mode).eval()
         chosen = [catalog.category(name) for name in categories or catalog.categories]
         files = {category.name: entry.categories / category.weights for category in chosen}
         files |= weights or {}
-        unets = {name: load_category(base, file) for name, file in files.items()}
+        unets = load_categories(base, files, entry.attention_mode, device, dtype)
         vae = load_vae(entry.video_vae, device, dtype)
         text_encoder = load_part(CLIPTextModel, entry.video_text_encoder, dtype).to(device)
         tokenizer, options = load_tokenizer(entry.video_tokenizer, text_encoder), entry.defaults

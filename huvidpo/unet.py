@@ -10,7 +10,9 @@ Tensor names are diffusers', with each convolution wrapped: `conv1.conv2d`, `con
 `conv1.conv_gate`.
 """
 
+import hashlib
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,11 @@ from huvidpo.attention import (
     TextAttention,
     check_mode,
 )
-from huvidpo.checkpoint import inflated_name, load_lamp, load_strict
+from huvidpo.checkpoint import fingerprint_tensors, inflated_name, load_lamp, load_strict
+from huvidpo.config import ATTENTION_MODES
 from huvidpo.errors import CheckpointError
 
+INFLATION_SEED = 0
 HAS_ATTENTION = {"CrossAttnDownBlock": True, "DownBlock": False, "CrossAttnUpBlock": True, "UpBlock": False}
 
 
@@ -406,26 +410,38 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_2d(cls, unet2d: UNet2DConditionModel, attention: str = "first_prev") -> "VideoUNet":
-        """Inflate an SD 1.x or 2.x image UNet; keeps its dtype and device, shares no memory with it."""
+        """Inflate an SD 1.x or 2.x image UNet; keeps its dtype and device, shares no memory with it.
+
+        What it adds at random (temporal attention, without effect at first) is drawn from a seed of its own:
+        one image UNet gives one video UNet, in every process and on every device.
+        """
         image: Any = unet2d  # mypy cannot see the base classes of diffusers' models
         config = video_config(image.config)
-        with torch.device(image.device):
+        with (
+            torch.device("meta" if image.device.type == "meta" else "cpu"),
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.default_generator.manual_seed(INFLATION_SEED)
             unet = cls.from_config(config, attention_mode=attention)
-        nn.Module.to(unet, image.dtype)  # diffusers' own .to warns at every cast
+        nn.Module.to(unet, image.device, image.dtype)  # diffusers' own .to warns at every cast
         tensors = {inflated_name(name): tensor for name, tensor in image.state_dict().items()}
         unet.load_state_dict(unet.state_dict() | tensors)
         return unet
 
     @classmethod
-    def from_lamp(cls, folder: str | Path, attention: str = "first_prev") -> "VideoUNet":
+    def from_lamp(cls, folder: str | Path, attention: str | None = None) -> "VideoUNet":
         """Load a checkpoint in LAMP's / HuViDPO's layout, strictly, from the folder of its config.json.
 
+        `attention`: its mode where config.json has no `attention_mode`, which the papers' files have not.
         Raises CheckpointError for a configuration that makes no video UNet, and if files, tensor names or
         shapes are not those of the configuration.
         """
         config, tensors = load_lamp(folder)
         try:
-            unet = cls.from_config(video_config(config), attention_mode=attention)
+            mode = attention_mode(config, attention, folder)
+            unet = cls.from_config(video_config(config), attention_mode=mode)
+        except CheckpointError:
+            raise
         except Exception as error:  # diffusers' own layers raise what they like at numbers that do not fit
             raise CheckpointError(f"{folder}: its config.json makes no video UNet: {error!r}") from error
         return load_strict(unet, tensors)
@@ -491,3 +507,46 @@ def video_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"with {name} = {theirs[name].default!r}, can be inflated"
             )
     return {name: value for name, value in config.items() if name in ours}
+
+
+def attention_mode(config: Mapping[str, Any], given: str | None, folder: str | Path) -> str:
+    """Which frames a checkpoint's self-attention sees: its config's own word, else `given`.
+
+    Raises CheckpointError when neither says it: both papers publish one layout, and attend differently.
+    """
+    mode = config.get("attention_mode", given)
+    if mode not in ATTENTION_MODES:
+        raise CheckpointError(
+            f"{folder}: its attention mode is {'not said' if mode is None else repr(mode)}; write "
+            '"attention_mode": "first" (as LAMP trains) or "first_prev" (as HuViDPO does) into its '
+            "config.json, or attention_mode into the model's entry of the catalog"
+        )
+    return mode
+
+
+def network_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the network besides its tensors: VideoUNet's settings in one form, however a config of
+    diffusers' or LAMP's classes writes them. Two networks of equal settings and tensors are the same.
+    """
+    parameters = inspect.signature(VideoUNet.__init__).parameters
+    ours = {name: p.default for name, p in parameters.items() if name != "self"} | video_config(config)
+    for name in (*ONLY_SUPPORTED, "sample_size", "upcast_attention"):  # one value, or none that is felt
+        ours.pop(name, None)
+    levels = range(len(ours["block_out_channels"]))
+    for name in ("layers_per_block", "attention_head_dim", "transformer_layers_per_block"):
+        ours[name] = [per_level(ours[name], level) for level in levels]
+    for name in ("down_block_types", "up_block_types"):
+        ours[name] = [has_attention(kind) for kind in ours[name]]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()}
+
+
+def fingerprint(unet: VideoUNet) -> str:
+    """sha256 of a network: its tensors (float32, as training and merging have them) and its settings."""
+    return fingerprints(unet)[0]
+
+
+def fingerprints(unet: VideoUNet) -> tuple[str, str]:
+    """(`fingerprint`, the hash of the tensors alone)."""
+    tensors = fingerprint_tensors(unet.state_dict())
+    facts = json.dumps([tensors, network_settings(unet.config)], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest(), tensors

@@ -144,7 +144,7 @@ def animate(source: str) -> Callable[[ClipRequest, str], np.ndarray]:
             text_encoder=load_part(CLIPTextModel, Component(base, "text_encoder"), dtype),
             local_files_only=True,
         ).to(device)
-    except (OSError, ValueError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         raise CheckpointError(f"AnimateDiff cannot be loaded from {base} and {adapter}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
 

@@ -14,7 +14,7 @@ Two kinds of folder are read:
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from huvidpo import video
+from huvidpo.checkpoint import fingerprint_tensors
 from huvidpo.errors import HuViDPOError
 from huvidpo.latents import to_latents
 from training.recipes import ClipRecipe, MotionRecipe
@@ -281,16 +282,6 @@ def embed_texts(texts: Iterable[str], tokenizer: Any, text_encoder: Any) -> dict
 
 
 # Fingerprints
-
-
-def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values: equal for equal weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _file_digest(path: Path) -> str:

@@ -43,18 +43,19 @@ from torch import Tensor, nn
 
 from huvidpo import video
 from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
-from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
+from huvidpo.checkpoint import load_tensors, save_tensors, with_weights
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
+from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.unet import fingerprint
 from preferences.metrics import ssim
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import embed_texts, fingerprint_tensors, rows_for
 from training.lineage import commit, write_network
 from training.loop import TrainingError, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
-from training.merge import check_lineage, load_base
 from training.monitors import Monitors, pair_metrics
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
 from training.rated import Rated, load_rated
@@ -310,10 +311,11 @@ def set_up_clips(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: Acc
     model, category, stage1, device = given.model, given.category, given.stage1, accelerator.device
     assert category is not None
     assert stage1 is not None
-    base = load_base(model, stage1)
+    base = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
     motion = load_tensors(stage1)
-    origin = {"base": fingerprint_tensors(base.state_dict()), "stage1": fingerprint_tensors(motion)}
-    check_lineage(stage1, read_metadata(stage1), {"base": origin["base"]})
+    origin = {"base": fingerprint(base), "stage1": fingerprint_tensors(motion)}
+    origin["attention_mode"] = base.config.attention_mode
+    check_lineage(base, [stage1])
     unet = with_weights(base, motion).to(device, memory_format=torch.channels_last)
     pipeline = build_pipeline(model, unet, device)
     with accelerator.main_process_first():  # the others find what it cached

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from huvidpo.catalog import Model, load_catalog
+from huvidpo.catalog import load_catalog
 from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
 from huvidpo.errors import CheckpointError, HuViDPOError
-from huvidpo.loading import load_video_unet
+from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge, pair_halves
-from huvidpo.unet import VideoUNet
+from huvidpo.unet import VideoUNet, fingerprint
 from training.data import fingerprint_tensors
 from training.lineage import carried_on, commit, write_card
 from training.motion import write_base
@@ -40,30 +40,30 @@ def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Te
     motion, adapters = load_tensors(stage1), load_tensors(lora)
     check_fits(unet, motion)
     metadata = read_metadata(lora)
-    earlier = {"base": fingerprint_tensors(unet.state_dict()), "stage1": fingerprint_tensors(motion)}
-    check_lineage(lora, metadata, earlier)
-    check_lineage(stage1, read_metadata(stage1), {"base": earlier["base"]})
+    earlier = {"base": fingerprint(unet), "stage1": fingerprint_tensors(motion)}
+    check_stage1(lora, metadata, earlier["stage1"])
+    check_lineage(unet, [stage1, lora])
     merged = merge({**unet.state_dict(), **motion}, adapters, lora_alpha(lora, metadata, adapters))
     lineage = {
         **carried_on(read_metadata(stage1), "stage1"),
         **metadata,
         **earlier,
         "stage": "dpo",
+        "attention_mode": unet.config.attention_mode,
         "lora": fingerprint_tensors(adapters),
         "merge_commit": commit(),
     }
     return {name: tensor.float() for name, tensor in motion.items()} | merged, lineage
 
 
-def check_lineage(file: Path, metadata: dict[str, str], hashes: dict[str, str]) -> None:
-    """Raise CheckpointError where `file` says that it was trained on other weights than those at hand."""
-    for name, at_hand in hashes.items():
-        said = metadata.get(name, at_hand)  # a file from elsewhere says nothing
-        if said != at_hand:
-            raise CheckpointError(
-                f"{file} was trained on other weights: its {name} is {said[:12]}..., here it is "
-                f"{at_hand[:12]}...; give the files it was trained from"
-            )
+def check_stage1(lora: Path, metadata: dict[str, str], at_hand: str) -> None:
+    """Raise CheckpointError where `lora` says that it was trained over other stage-1 weights."""
+    said = metadata.get("stage1", at_hand)  # a file from elsewhere says nothing
+    if said != at_hand:
+        raise CheckpointError(
+            f"{lora} was trained on other weights: its stage1 is {said[:12]}..., here it is "
+            f"{at_hand[:12]}...; give the files it was trained from"
+        )
 
 
 def lora_alpha(file: Path, metadata: dict[str, str], adapters: dict[str, Tensor]) -> float:
@@ -80,12 +80,6 @@ def lora_alpha(file: Path, metadata: dict[str, str], adapters: dict[str, Tensor]
     return alpha
 
 
-def load_base(model: Model, stage1: Path) -> VideoUNet:
-    """The base that `stage1` was trained on, float32. Inflating an image UNet draws new weights: its seed."""
-    torch.manual_seed(json.loads(read_metadata(stage1).get("recipe", "{}")).get("seed", 0))
-    return load_video_unet(model.video_unet, torch.float32)
-
-
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
@@ -98,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace) -> int:
     model = load_catalog().model(args.model)
     metrics = _read_metrics(args.metrics) if args.metrics else {}
-    unet = load_base(model, args.stage1)
+    unet = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
     tensors, lineage = merge_files(unet, args.stage1, args.lora)
     lineage = {**lineage, "model": model.name}
     save_tensors(args.out, {name: tensor.to(DTYPES[args.dtype]) for name, tensor in tensors.items()}, lineage)

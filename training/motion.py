@@ -34,8 +34,8 @@ from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
-from huvidpo.unet import VideoUNet
-from training.data import Clips, embed_texts, fingerprint_tensors, load_clips, rows_for
+from huvidpo.unet import VideoUNet, fingerprint
+from training.data import Clips, embed_texts, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
 from training.lineage import commit, write_network
 from training.loop import Trained, TrainingError, select_trainable, train
@@ -144,9 +144,10 @@ def run(
     """
     accelerator = start_accelerate(recipe)
     source = Component(str(base)) if base else model.video_unet
-    torch.manual_seed(recipe.seed)  # inflating a 2D UNet draws new weights: a resumed run must draw the same
-    unet = load_video_unet(source, torch.float32).to(accelerator.device, memory_format=torch.channels_last)
-    base_hash = fingerprint_tensors(unet.state_dict())
+    torch.manual_seed(recipe.seed)
+    unet = load_video_unet(source, torch.float32, model.attention_mode)
+    base_hash = fingerprint(unet)
+    unet = unet.to(accelerator.device, memory_format=torch.channels_last)
     task = build_task(recipe, model, unet, clips, folder.parent / "cache", accelerator)
     select_trainable(unet, recipe.trainable)
     unet.train()
@@ -161,6 +162,7 @@ def run(
         "steps": str(trained.step),
         "commit": commit(),
         "recipe": json.dumps(dataclasses.asdict(recipe)),
+        "attention_mode": unet.config.attention_mode,
         **identity,
     }
     return trained, unet, provenance

@@ -19,8 +19,8 @@ from huvidpo.catalog import Component, Model
 from huvidpo.engines import manifest
 from huvidpo.engines.base import DecoderEngine, Engine, EngineSpec, FirstFrameEngine, VideoEngine
 from huvidpo.latents import IMAGES_AT_ONCE
-from huvidpo.loading import load_config, vae_dtype
-from huvidpo.unet import VideoUNet, video_config
+from huvidpo.loading import load_config, vae_dtype, video_unet_config
+from huvidpo.unet import VideoUNet
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 TIME_IDS = 6  # of SDXL: original size, crop, target size
@@ -225,18 +225,15 @@ ENDS = ("min", "opt", "max")
 
 def network_of(row: Row, model: Model, precision: str, requests: int = 4) -> Network:
     """`requests`: most requests that share a batch; with guidance each takes two lines of it."""
-    config = read_config(row.kind, row.component(model))
+    config = read_config(row.kind, row.component(model), model.attention_mode)
     if row.kind is AutoencoderKL:
         precision = str(vae_dtype(config, getattr(torch, precision))).removeprefix("torch.")
     return Network(row, model, config, axis_sizes(row, model, config, requests), precision)
 
 
-def read_config(kind: Any, source: Component) -> dict[str, Any]:
-    """The configuration of a component, as a plain table."""
-    config = load_config(kind, source)
-    if kind is VideoUNet and config.get("_class_name") != "VideoUNet":
-        return video_config(config)  # an image UNet or LAMP's
-    return config
+def read_config(kind: Any, source: Component, attention: str | None = None) -> dict[str, Any]:
+    """The configuration of a component, as a plain table; `attention`: see `video_unet_config`."""
+    return video_unet_config(source, attention) if kind is VideoUNet else load_config(kind, source)
 
 
 def axis_sizes(row: Row, model: Model, config: Mapping[str, Any], requests: int) -> Sizes:

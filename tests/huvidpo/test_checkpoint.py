@@ -168,7 +168,7 @@ def test_lamp_pipeline_folder(unet: VideoUNet, tmp_path: Path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps(LAMP_CONFIG))
     save_tensors(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", unet.state_dict(), {})
-    assert not changed_tensors(unet, VideoUNet.from_lamp(tmp_path))
+    assert not changed_tensors(unet, VideoUNet.from_lamp(tmp_path, "first_prev"))
 
 
 def test_lamp_loading_is_strict(unet: VideoUNet, lamp_folder: Path):
@@ -177,16 +177,16 @@ def test_lamp_loading_is_strict(unet: VideoUNet, lamp_folder: Path):
     removed = tensors.pop(QUERY)
     torch.save(tensors, file)
     with pytest.raises(CheckpointError, match=f"1 tensors of the model are not in the checkpoint: {QUERY}"):
-        VideoUNet.from_lamp(lamp_folder)
+        VideoUNet.from_lamp(lamp_folder, "first_prev")
     torch.save(tensors | {QUERY: removed, "extra": removed}, file)
     with pytest.raises(CheckpointError, match="match nothing in the model: extra"):
-        VideoUNet.from_lamp(lamp_folder)
+        VideoUNet.from_lamp(lamp_folder, "first_prev")
     file.unlink()
     with pytest.raises(CheckpointError, match=r"holds no diffusion_pytorch_model"):
-        VideoUNet.from_lamp(lamp_folder)
+        VideoUNet.from_lamp(lamp_folder, "first_prev")
     (lamp_folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*config.json"):
-        VideoUNet.from_lamp(lamp_folder)
+        VideoUNet.from_lamp(lamp_folder, "first_prev")
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -255,7 +255,7 @@ def write_form(folder: Path, tensors: dict[str, Tensor], file: str, index: str |
 def test_lamp_folders_load_in_every_form(unet: VideoUNet, tmp_path: Path, form: str):
     (tmp_path / "config.json").write_text(json.dumps(LAMP_CONFIG))
     write_form(tmp_path, unet.state_dict(), *FORMS[form])
-    assert not changed_tensors(unet, VideoUNet.from_lamp(tmp_path))
+    assert not changed_tensors(unet, VideoUNet.from_lamp(tmp_path, "first_prev"))
 
 
 def test_shards_that_are_not_whole_are_refused(unet: VideoUNet, tmp_path: Path):
@@ -267,14 +267,14 @@ def test_shards_that_are_not_whole_are_refused(unet: VideoUNet, tmp_path: Path):
     facts["weight_map"].popitem()
     index.write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match="differ in 1 tensors"):
-        VideoUNet.from_lamp(tmp_path)
+        VideoUNet.from_lamp(tmp_path, "first_prev")
     index.write_text('{"weight_map": [1]}')
     with pytest.raises(CheckpointError, match="no weight_map"):
-        VideoUNet.from_lamp(tmp_path)
+        VideoUNet.from_lamp(tmp_path, "first_prev")
     index.write_text(content)
     (tmp_path / FORMS["shards"][0].format(1)).unlink()
     with pytest.raises(CheckpointError, match="00001-of-00002"):
-        VideoUNet.from_lamp(tmp_path)
+        VideoUNet.from_lamp(tmp_path, "first_prev")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_shards_that_are_not_whole_are_refused(unet: VideoUNet, tmp_path: Path):
 def test_a_config_that_makes_no_network_is_refused(lamp_folder: Path, config: str):
     (lamp_folder / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        VideoUNet.from_lamp(lamp_folder)
+        VideoUNet.from_lamp(lamp_folder, "first_prev")
 
 
 def test_names_that_collide_are_refused(unet: VideoUNet, tmp_path: Path):

@@ -427,9 +427,9 @@ def test_missing_model_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 @needs_reference
 def test_lamp_checkpoints_serve_as_model_and_as_category() -> None:
-    unet = load_video_unet(Component(str(reference("lamp", "tiny")), "unet"), torch.float32)
+    unet = load_video_unet(Component(str(reference("lamp", "tiny")), "unet"), torch.float32, "first")
     base = VideoUNet.from_config(unet.config)
-    category = load_category(base, reference("lamp", "tiny"))
+    category = load_category(base, reference("lamp", "tiny"), "first")
     assert all(torch.equal(x, unet.state_dict()[name]) for name, x in category.state_dict().items())
 
 

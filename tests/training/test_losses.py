@@ -78,7 +78,7 @@ def test_one_step_equals_the_originals():
     """Loss and gradients of one step of the original trainer, with its noise and timesteps."""
     given = load_file(REFERENCE / "lamp/train/io_first_prev.safetensors")
     expected = load_file(REFERENCE / "lamp/train/grads_first_prev.safetensors")
-    unet = VideoUNet.from_lamp(REFERENCE / "lamp/tiny/unet")
+    unet = VideoUNet.from_lamp(REFERENCE / "lamp/tiny/unet", "first_prev")
     names = select_trainable(unet, LAMP_TRAINABLE)
     schedule = DDIMScheduler(**SD14)
     latents, noise, timesteps = given["latents"], given["noise"], given["timesteps"]

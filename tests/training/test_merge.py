@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
-from huvidpo.unet import VideoUNet
+from huvidpo.unet import VideoUNet, fingerprint
 from training.data import fingerprint_tensors
 from training.lineage import card_path
 from training.merge import main
@@ -25,7 +25,7 @@ def parts(tiny_family: Path, tmp_path: Path) -> tuple[nn.Module, Path, Path]:
     names = [name for name in base.state_dict() if "conv1d" in name or "attn1.to_q" in name]
     tuned = {name: base.state_dict()[name] + 0.1 for name in names}
     stage1, lora = tmp_path / "stage1.safetensors", tmp_path / "lora.safetensors"
-    hashes = {"base": fingerprint_tensors(base.state_dict())}
+    hashes = {"base": fingerprint(base)}
     motion = {"stage": "motion", "clips": "c1", "recipe": '{"seed": 3}', "commit": "m", **hashes}
     save_tensors(stage1, {name: tensor.half() for name, tensor in tuned.items()}, motion)
 
@@ -79,6 +79,7 @@ def test_files_lineage_and_full_folder(parts, tmp_path: Path, capsys) -> None:
     assert {tensor.dtype for tensor in load_tensors(out).values()} == {torch.float16}
     assert lineage.items() >= metadata.items()
     assert lineage.items() >= {f"stage1_{k}": v for k, v in read_metadata(stage1).items()}.items()
+    assert lineage["attention_mode"] == "first_prev"
     assert lineage["lora"] == fingerprint_tensors(load_tensors(lora))
     card = json.loads(card_path(out).read_text())
     assert card["metrics"] == {"win_rate": 0.75}

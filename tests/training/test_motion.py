@@ -78,6 +78,7 @@ def test_command_trains_a_category(tiny_family, clips, tmp_path, capsys):
     assert (metadata["category"], metadata["model"], metadata["steps"]) == ("horse", "tiny", "2")
     assert json.loads(metadata["recipe"])["frames"] == 4
     assert {"base", "clips", "commit"} <= metadata.keys()
+    assert metadata["attention_mode"] == "first_prev"
     with_weights(base, tensors)
     assert (tmp_path / "run" / "samples" / "step_000002.mp4").stat().st_size > 0
     assert "s/step" in capsys.readouterr().out
