@@ -61,7 +61,7 @@ def openvino_bf16(unet: VideoUNet, inputs: Inputs) -> Step:
 def openvino_any_shape(unet: VideoUNet, inputs: Inputs) -> Step:
     """Compiled once for all shapes."""
     run = cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "f32")
-    run.requests[tuple(tuple(x.shape) for x in inputs)] = run.compile([[-1] * x.ndim for x in inputs])
+    run.requests[tuple(tuple(x.shape) for x in inputs)] = run.compile(cpu_engines.ANY)
     return run
 
 

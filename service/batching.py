@@ -3,7 +3,8 @@
 A batch is what queued up while the device was busy: the oldest request and later ones that can share its
 steps, as many as pay (pace.py) and `max_batch` allows. A lone request starts at once. Progress goes to each
 job by itself; a job that nobody waits for any more leaves the queue, or the running batch before its next
-step. Jobs are checked beside the compute thread, so a bad one is answered while the device is busy.
+step. Jobs are checked beside the compute thread, so a bad one is answered while the device is busy; what one
+of them has to compile or load first is done there too.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ LINGER_SHARE = 0.03  # of the seconds that the batch will take
 
 
 class Model(Protocol):
-    """What computes. `prepare` and `work` run beside the compute thread, the others on it."""
+    """What computes. `can_share` and `run` are called on the compute thread, the others beside it."""
 
     backend: str  # what it runs on, for reports
     on_cpu: bool
@@ -45,6 +46,11 @@ class Model(Protocol):
 
     def prepare(self, job: Any) -> Any:
         """An item, ready to run, of a job; raises InvalidRequest."""
+
+    def cold(self, item: Any) -> bool:
+        """Whether `warm` has something to do that takes long."""
+
+    def warm(self, item: Any) -> None: ...
 
     def can_share(self, a: Any, b: Any) -> bool: ...
 
@@ -128,6 +134,7 @@ class Batcher(Generic[J, R]):
         self._model: Future[Model] = Future()
         self._model.set_running_or_notify_cancel()  # who waits for it may leave, and must not cancel it
         self._preparing = ThreadPoolExecutor(1, f"{stage}-prepare")
+        self._warming = ThreadPoolExecutor(1, f"{stage}-warm")
         self._queue: deque[_Entry[J, R]] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -178,6 +185,7 @@ class Batcher(Generic[J, R]):
             self._closed = True
             self._wake.notify()
         self._preparing.shutdown(wait=False)
+        self._warming.shutdown(wait=False)
         self._thread.join(timeout)
 
     # --- on the event loop ---
@@ -202,6 +210,8 @@ class Batcher(Generic[J, R]):
         model = await asyncio.wrap_future(self._model)
         try:
             item = await entry.loop.run_in_executor(self._preparing, model.prepare, entry.job)
+            if model.cold(item):  # those that are warm pass it by
+                await entry.loop.run_in_executor(self._warming, model.warm, item)
         except InvalidRequest:
             with self._wake:
                 if entry in self._queue:

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,15 @@ BACK_OFF_SECONDS = 5.0
 VideoItem = tuple[ClipRequest, np.ndarray]
 
 
+@runtime_checkable
+class Warmable(Protocol):
+    """An engine that compiles for sizes it has not met."""
+
+    def cold(self, sizes: tuple[int, ...]) -> bool: ...
+
+    def warm(self, sizes: tuple[int, ...]) -> None: ...
+
+
 class FirstFrameModel:
     def __init__(self, pipeline: "FirstFramePipeline"):
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
@@ -66,6 +75,12 @@ class FirstFrameModel:
         # here, so that a bad request does not fail the batch it would share
         self._checking.check_inputs([clip])
         return clip
+
+    def cold(self, item: ClipRequest) -> bool:
+        return False  # all first frames have one size, which was tried when it was loaded
+
+    def warm(self, item: ClipRequest) -> None:
+        pass
 
     def run(self, items: Sequence[ClipRequest], on_step: OnStep) -> Sequence[np.ndarray | None]:
         return self.pipeline(list(items), on_step=on_step)
@@ -89,6 +104,21 @@ class VideoModel:
         clip, frame = to_clip_request(job), from_png(job.first_frame)
         self._checking.check_inputs([clip], [frame])
         return clip, frame
+
+    def cold(self, item: VideoItem) -> bool:
+        run, sizes = self._engine(item[0])
+        return isinstance(run, Warmable) and run.cold(sizes)
+
+    def warm(self, item: VideoItem) -> None:
+        run, sizes = self._engine(item[0])
+        run.warm(sizes)
+
+    def _engine(self, clip: ClipRequest) -> tuple[Any, tuple[int, ...]]:
+        """What runs the category's network, and the sizes of a line of its first input."""
+        unet, o = self.pipeline.unets[clip.category], clip.options
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        sizes = (unet.config.in_channels, o.frames, o.height // factor, o.width // factor)
+        return getattr(unet, "run", None), sizes
 
     def can_share(self, a: VideoItem, b: VideoItem) -> bool:
         return self.pipeline.can_share_batch(a[0], b[0])

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -31,7 +32,9 @@ from huvidpo.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-KEPT_SHAPES = 4  # compiled networks kept per category: batches of 1 to 4 requests of the default size
+KEPT_SHAPES = 4  # compiled networks kept per category: batches of 1 to 4 requests of the usual size
+Shapes = tuple[tuple[int, ...], ...]
+ANY: Shapes = ()  # the network that takes all others
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _SOURCES = (
     "unet.py",
@@ -49,18 +52,19 @@ def openvino(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
     if module.dtype not in PRECISIONS:
         raise EngineError(f"openvino computes in float32 or bfloat16, not {module.dtype}: set HUVIDPO_DTYPE")
     precision = PRECISIONS[module.dtype]
-    return OpenVINO(graph(row, module), module.state_dict(), precision, spec.on_load)
+    usual = tuple(tuple(x.shape) for x in spec_inputs(row, module.config, spec))
+    return OpenVINO(graph(row, module), module.state_dict(), precision, usual, spec.on_load)
 
 
 def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
-    """Raises EngineError if the networks, each compiled for KEPT_SHAPES shapes, could take more than half of
-    the bytes `available`, by default the machine's. torch shares what categories have in common; OpenVINO
-    holds every one whole.
+    """Raises EngineError if the networks, each compiled for KEPT_SHAPES shapes and once for any, could take
+    more than half of the bytes `available`, by default the machine's. torch shares what categories have in
+    common; OpenVINO holds every one whole.
     """
     available = psutil.virtual_memory().available if available is None else available
     distinct = {id(module): module for module in modules}.values()
     numbers = sum(tensor.numel() for module in distinct for tensor in module.state_dict().values())
-    needed = 4 * KEPT_SHAPES * numbers
+    needed = 4 * (KEPT_SHAPES + 1) * numbers
     if needed > available / 2:
         raise EngineError(
             f"openvino may need {needed / 1e9:.1f} GB for {len(distinct)} networks, and "
@@ -70,9 +74,11 @@ def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
 
 
 class OpenVINO:
-    """A graph and its weights, compiled for every shape it meets: fixed shapes run 1.5 times as fast.
+    """A graph and its weights. For the usual sizes it is compiled once per number of lines: fixed shapes run
+    up to 1.5 times as fast, and a line's numbers do not depend on how many there are. All other sizes share
+    one compilation: it takes seconds, and who asks for a new size each time would make the rest wait.
 
-    Compiling takes a second or two; the latest KEPT_SHAPES stay.
+    `usual`: shapes of the inputs, lines first. Without, every size is usual. The latest KEPT_SHAPES stay.
     """
 
     def __init__(
@@ -80,29 +86,61 @@ class OpenVINO:
         graph: Any,
         weights: Mapping[str, Tensor],
         precision: str,
+        usual: Shapes = (),
         on_load: OnLoad = lambda seconds: None,
     ):
         self.graph, self.weights, self.precision, self.on_load = graph, weights, precision, on_load
-        self.requests: OrderedDict[tuple, Any] = OrderedDict()
+        self.usual, self.threads = usual, torch.get_num_threads()
+        self.requests: OrderedDict[Shapes, Any] = OrderedDict()
+        self._table, self._compiling = Lock(), Lock()  # one thread may warm up while another runs
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         arrays = [x.float().contiguous().numpy() for x in inputs]
-        shapes = tuple(array.shape for array in arrays)
-        if shapes not in self.requests:
-            self.requests[shapes] = self.compile(shapes)
-        self.requests.move_to_end(shapes)
-        if len(self.requests) > KEPT_SHAPES:
-            self.requests.popitem(last=False)
-        out = self.requests[shapes].infer(arrays, share_inputs=True)
+        out = self.request(tuple(array.shape for array in arrays)).infer(arrays, share_inputs=True)
         return torch.from_numpy(out[0]).to(inputs[0].dtype)
 
-    def compile(self, shapes: Sequence[tuple[int, ...]]) -> Any:
+    def cold(self, sizes: tuple[int, ...]) -> bool:
+        """Whether lines of `sizes`, those of the first input, would have to wait for a compilation."""
+        return self._key(self._shapes(sizes)) not in self.requests
+
+    def warm(self, sizes: tuple[int, ...]) -> None:
+        """Compiles what `cold` misses: of the usual sizes, the network for one request."""
+        self.request(self._shapes(sizes))
+
+    def _shapes(self, sizes: tuple[int, ...]) -> Shapes:
+        if self.usual and self.usual[0][1:] == sizes:
+            return self.usual
+        return ((1, *sizes),)
+
+    def _key(self, shapes: Shapes) -> Shapes:
+        return shapes if not self.usual or shapes[0][1:] == self.usual[0][1:] else ANY
+
+    def request(self, shapes: Shapes) -> Any:
+        """What runs these shapes; compiled now if it was not."""
+        key = self._key(shapes)
+        with self._table:
+            if key in self.requests:
+                self.requests.move_to_end(key)
+                return self.requests[key]
+        with self._compiling:
+            if key not in self.requests:
+                request = self.compile(key)
+                with self._table:
+                    self.requests[key] = request
+                    fixed = [kept for kept in self.requests if kept != ANY]
+                    for oldest in fixed[:-KEPT_SHAPES]:
+                        del self.requests[oldest]
+            return self.requests[key]
+
+    def compile(self, shapes: Shapes) -> Any:
+        """Inputs of fixed `shapes`, or of any."""
         started = time.monotonic()
         model = bind(self.graph, self.weights)
-        model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+        if shapes != ANY:
+            model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # the two runners would be pinned to the same cores
         }
@@ -114,7 +152,7 @@ class OpenVINO:
                 "serve with HUVIDPO_BACKEND=torch"
             ) from error
         seconds = time.monotonic() - started
-        logger.info("compiled for %s in %.1f s", shapes[0], seconds)
+        logger.info("compiled for %s in %.1f s", shapes[0] if shapes else "any shape", seconds)
         self.on_load(seconds)
         return request
 

@@ -3,11 +3,14 @@
 import logging
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from family import build_random_family
 from prometheus_client import REGISTRY
 
+from huvidpo.catalog import load_catalog
+from huvidpo.config import ClipRequest
 from service import runners
 from service.batching import Batcher
 from service.generation import Finished
@@ -79,3 +82,25 @@ def test_answer_names_the_backends():
 def test_bfloat16_where_the_cpu_computes_in_it(settings, cpu, dtype, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert runners._placement(settings, "video")["dtype"] == dtype
+
+
+def test_unusual_lengths_are_one_compilation_beside_the_others():
+    """As long as the clips are of a length that was met, no call compiles; other lengths share a network."""
+    model = runners.load_video(Settings(backend="openvino", dtype="float32", device="cpu"))
+    engine = model.pipeline.unets["waterfall"]
+    defaults = load_catalog().model("tiny").defaults
+
+    def item(frames, category="waterfall"):
+        options = defaults.replace(frames=frames, steps=1)
+        return ClipRequest("a horse", category, 1, options=options), np.zeros((8, 8, 3), np.uint8)
+
+    assert model.cold(item(defaults.frames, "horse"))
+    assert not model.cold(item(defaults.frames))  # the first category: compared with torch at the start
+    assert model.cold(item(5))
+    model.warm(item(5))
+    compiled = dict(engine.run.requests)
+    for frames in (5, 6, 7, 9, defaults.frames):
+        assert not model.cold(item(frames))
+        (clip,) = model.run([item(frames)], lambda *step: None)
+        assert clip.shape[0] == frames
+    assert engine.run.requests == compiled

@@ -37,6 +37,12 @@ class Adder:
             raise InvalidRequest("negative", "number")
         return job
 
+    def cold(self, item) -> bool:
+        return False
+
+    def warm(self, item) -> None:
+        raise AssertionError("nothing is cold")
+
     def can_share(self, a: tuple[str, int], b: tuple[str, int]) -> bool:
         return a[0] == b[0]
 
@@ -253,6 +259,32 @@ def test_a_job_that_cannot_be_prepared_fails_alone(batcher, model):
     first, second, _, third = asyncio.run(main())
     assert (first, second, third) == (100, 101, 102)
     assert model.batches == [[0], [1, 2]]
+
+
+def test_what_has_to_be_warmed_up_holds_back_nobody_else(batcher, model):
+    """The first job waits for a compilation that the test holds; the second came later and runs."""
+    compiled, compiling = threading.Event(), threading.Event()
+
+    def warm(item):
+        compiling.set()
+        assert compiled.wait(30)
+
+    model.cold = lambda item: item[0] == "cold" and not compiled.is_set()
+    model.warm = warm
+    model.allow()
+
+    async def main():
+        (slow,) = await start(batcher, ("cold", 1))
+        await until(compiling.is_set)
+        assert await result(batcher, ("warm", 2)) == 102
+        with pytest.raises(InvalidRequest):
+            await result(batcher, ("cold", -1))
+        assert not slow.done()
+        compiled.set()
+        assert await slow == 101
+
+    asyncio.run(main())
+    assert model.batches == [[2], [1]]
 
 
 async def one_then_two(batcher, model):

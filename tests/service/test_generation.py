@@ -45,6 +45,12 @@ class Painter:
     def prepare(self, job):
         return runners.to_clip_request(job), job.first_frame
 
+    def cold(self, item) -> bool:
+        return False
+
+    def warm(self, item) -> None:
+        raise AssertionError("nothing is cold")
+
     def can_share(self, a, b) -> bool:
         return True
 

@@ -130,18 +130,45 @@ def test_other_architectures_get_other_graphs(unet: VideoUNet) -> None:
     assert cpu_engines.architecture(config) != cpu_engines.architecture(config | {"attention_mode": "first"})
 
 
-def test_only_the_latest_shapes_stay_compiled() -> None:
-    x = openvino.opset13.parameter([-1, 2], np.float32, name="x")
-    weight = openvino.opset13.parameter([2], np.float32, name="weight")
+def addition(usual: cpu_engines.Shapes = ()) -> cpu_engines.OpenVINO:
+    """x [lines, width] + weight [1]."""
+    x = openvino.opset13.parameter([-1, -1], np.float32, name="x")
+    weight = openvino.opset13.parameter([1], np.float32, name="weight")
     graph = openvino.Model([openvino.opset13.add(x, weight)], [x, weight], "addition")
     graph.inputs[1].get_tensor().set_names({"weight"})
-    run = cpu_engines.OpenVINO(graph, {"weight": torch.tensor([1.0, 2.0])}, "f32")
+    return cpu_engines.OpenVINO(graph, {"weight": torch.tensor([1.0])}, "f32", usual)
+
+
+def test_only_the_latest_shapes_stay_compiled() -> None:
+    run = addition()
     for size in (1, 2, 1, *range(3, 2 + cpu_engines.KEPT_SHAPES)):
-        assert run(torch.zeros(size, 2)).tolist() == [[1.0, 2.0]] * size
+        assert run(torch.zeros(size, 2)).tolist() == [[1.0, 1.0]] * size
     assert len(run.requests) == cpu_engines.KEPT_SHAPES
     kept = {rows for ((rows, _),) in run.requests}
     assert 1 in kept  # it was used after 2
     assert 2 not in kept
+
+
+def test_unusual_sizes_share_one_compilation() -> None:
+    run = addition(usual=((2, 3),))
+    compiled = []
+    compile = run.compile
+    run.compile = lambda shapes: compiled.append(shapes) or compile(shapes)  # type: ignore[method-assign]
+    for width in (*range(4, 28), 3, 3):  # 24 sizes nobody expected, then the usual one
+        assert run(torch.zeros(1, width)).tolist() == [[1.0] * width]
+    assert compiled == [cpu_engines.ANY, ((1, 3),)]
+
+
+def test_engines_are_warmed_up_before_their_first_call() -> None:
+    run = addition(usual=((2, 3),))
+    for sizes in ((3,), (7,)):
+        assert run.cold(sizes)
+        run.warm(sizes)
+        assert not run.cold(sizes)
+    assert set(run.requests) == {((2, 3),), cpu_engines.ANY}
+    assert not run.cold((9,))
+    run(torch.zeros(2, 3)), run(torch.zeros(5, 7))
+    assert set(run.requests) == {((2, 3),), cpu_engines.ANY}
 
 
 def test_bfloat16(video: VideoPipeline, unet: VideoUNet) -> None:
@@ -200,7 +227,7 @@ def test_auto_falls_back_and_says_why(
 def test_networks_that_memory_may_not_hold_are_left_to_torch(
     cache: Path, unet: VideoUNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 4 * cpu_engines.KEPT_SHAPES * sum(tensor.numel() for tensor in unet.state_dict().values())
+    size = 4 * (cpu_engines.KEPT_SHAPES + 1) * sum(tensor.numel() for tensor in unet.state_dict().values())
     cpu_engines.check_memory([unet, unet], 2 * size)  # categories that share a network count once
     with pytest.raises(EngineError, match="HUVIDPO_BACKEND=torch"):
         cpu_engines.check_memory([unet], 2 * size - 2)
