@@ -2,6 +2,7 @@
 
 python -m huvidpo "a white horse runs on Mars" --category horse --style cartoon --out horse.mp4
 python -m huvidpo "winter waterfall" --category waterfall --first-frame mine.png --seed 7 --format gif
+python -m huvidpo "a white horse runs on Mars" --server http://localhost:3000 --out horse.mp4
 """
 
 import argparse
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         catalog = load_catalog()
         args = _parse(arguments, catalog)
-        _make_clip(args, _request(args, catalog))
+        if args.server:
+            _fetch_clip(args)
+        else:
+            _make_clip(args, _request(args, catalog))
     except HuViDPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,9 +60,12 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prompt", help="what the clip shows")
-    parser.add_argument("--category", required=True, help="the motion: " + ", ".join(catalog.categories))
+    parser.add_argument("--category", help="the motion: " + ", ".join(catalog.categories))
     parser.add_argument("--style", default="realistic", help="the look: " + ", ".join(catalog.styles))
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="one of: " + ", ".join(catalog.models))
+    parser.add_argument("--model", help=f"one of: {', '.join(catalog.models)} (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--server", help="URL of a service that makes the clip; its API key, if any, in HUVIDPO_API_KEY"
+    )
     parser.add_argument("--out", type=Path, help="file to write (default: clip.<format>)")
     parser.add_argument("--format", choices=FORMATS, help="default: by the name of --out, else mp4")
     parser.add_argument("--first-frame", type=Path, help="image to start from, cropped to the clip's aspect")
@@ -73,6 +80,9 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
 
 
 def _request(args: argparse.Namespace, catalog: Catalog) -> ClipRequest:
+    args.model = args.model or DEFAULT_MODEL
+    if args.category is None:
+        raise InvalidRequest(f"category: missing, choose one of: {', '.join(catalog.categories)}", "category")
     options = catalog.model(args.model).defaults
     return ClipRequest(
         prompt=args.prompt,
@@ -84,13 +94,56 @@ def _request(args: argparse.Namespace, catalog: Catalog) -> ClipRequest:
     )
 
 
-def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
+def _target(args: argparse.Namespace) -> tuple[Path, str]:
+    """The file to write, and its format."""
     format = args.format or (args.out.suffix.lstrip(".").lower() if args.out else "mp4")
     if format not in FORMATS:
         raise InvalidRequest(f"format: got {format!r}, allowed: {', '.join(FORMATS)}", "format")
     out = args.out or Path(f"clip.{format}")
     if not out.parent.is_dir():
         raise InvalidRequest(f"out: there is no folder {out.parent}, make it first", "out")
+    return out, format
+
+
+def _fetch_clip(args: argparse.Namespace) -> None:
+    """Has a service make the clip. Leaving (Ctrl-C) cancels the job there."""
+    from huvidpo.client import Client
+
+    out, format = _target(args)
+    try:
+        frame = args.first_frame.read_bytes() if args.first_frame else None
+    except OSError as error:
+        raise InvalidRequest(f"first_frame: {args.first_frame}: {error.strerror}", "first_frame") from error
+    with Client(args.server, os.environ.get("HUVIDPO_API_KEY", "")) as client:
+        job = client.submit(
+            args.prompt,
+            first_frame=frame,
+            category=args.category,
+            style=args.style,
+            model=args.model,
+            format=format,
+            seed=args.seed,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            num_frames=args.frames,
+            negative_prompt=args.negative_prompt,
+        )
+        print(f"seed {job['seed']}", flush=True)
+        try:
+            _timed("clip", lambda on_step: client.wait(job["id"], _shown(on_step)), 100)
+        except KeyboardInterrupt:
+            client.cancel(job["id"])
+            raise
+        client.download(job["id"], out)
+    print(f"{out}: {out.stat().st_size} bytes, {job['num_frames']} frames at {job['fps']} per second")
+
+
+def _shown(on_step: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda job: on_step(job["progress"], 100, None)
+
+
+def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
+    out, format = _target(args)
     print(f"seed {request.seed}", flush=True)
     _quiet_libraries()
     first_frame = read_image(args.first_frame) if args.first_frame else _first_frame(args.model, request)

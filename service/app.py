@@ -87,6 +87,7 @@ class GatewayService(GuardedService):
             paths=guard.paths | pages.PATHS,
             prefixes=(pages.PREFIX, PREFIX),
             forms=("/v1/videos", "/v1/videos/sync"),
+            admit=doors.admit,
         )
 
 
@@ -155,7 +156,10 @@ class GenerateBody(bentoml.IODescriptor, GenerateRequest):
         )  # what BentoML takes the arguments from
 
 
-@bentoml.service(service_class=GatewayService, runner_probe={"enabled": False}, **_COMMON)
+# http: BentoML would listen on all addresses unless told; BENTOML_HOST and --host still say otherwise
+@bentoml.service(
+    service_class=GatewayService, runner_probe={"enabled": False}, http={"host": "127.0.0.1"}, **_COMMON
+)
 class Gateway:
     """Text-to-video: a prompt, a category of motion and a style in, a clip out."""
 

@@ -7,9 +7,12 @@ too early), and stop before it takes them down.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
+
 from service.errors import Unavailable
 from service.generation import Generation
 from service.http import App, Message, Receive, Scope, Send
+from service.keys import Keys
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from service.jobs import JobEngine
 
 PREFIX = "/v1/"  # what the videos API answers
+KEYED = ("/generate_video", PREFIX)  # paths that want a key where there are keys
 GRACE = 20.0  # seconds that calls have to finish at shutdown
 
 
@@ -25,11 +29,17 @@ class Doors:
 
     def __init__(self, app: App, settings: Settings, core: Callable[[], Generation]):
         self.app, self.settings, self._core = app, settings, core
+        self.keys = Keys(settings.api_keys)
         self.jobs: JobEngine | None = None  # once started
         self._grpc: GrpcServer | None = None
         from service.videos import videos_app  # late: the runners need none of this
 
         self._videos = videos_app(self._engine)
+
+    def admit(self, scope: Scope, headers: Headers) -> None:
+        """Before anything of the body is read. Raises Unauthenticated."""
+        if scope["path"].startswith(KEYED):
+            scope["state"]["key"] = self.keys.check(headers.get("authorization", ""))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
@@ -64,7 +74,7 @@ class Doors:
         self.jobs = JobEngine(self._core(), self.settings)
         await self.jobs.start()
         if self.settings.grpc_port:
-            self._grpc = await grpc_server.start(self._core(), self.settings)
+            self._grpc = await grpc_server.start(self.jobs, self.keys, self.settings)
 
     async def _stop(self) -> None:
         if self._grpc:

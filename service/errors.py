@@ -36,6 +36,10 @@ class WrongMediaType(HuViDPOError):
     """The body is of a content type that is not read here."""
 
 
+class Unauthenticated(HuViDPOError):
+    """The request carries no key of this service."""
+
+
 class Forbidden(HuViDPOError):
     """A page of another site sent the request."""
 
@@ -80,6 +84,7 @@ class Row:
 TABLE = (
     Row(MalformedBody, 400, "INVALID_ARGUMENT", "malformed_body"),
     Row(InvalidRequest, 422, "INVALID_ARGUMENT", "invalid_request"),
+    Row(Unauthenticated, 401, "UNAUTHENTICATED", "unauthenticated"),
     Row(Forbidden, 403, "PERMISSION_DENIED", "forbidden"),
     Row(NotFound, 404, "NOT_FOUND", "not_found"),
     Row(Conflict, 409, "ALREADY_EXISTS", "conflict"),

@@ -4,6 +4,7 @@
 its task cancelled by grpc.aio; that closes the core's generator, and so stops the runner within a step.
 """
 
+import asyncio
 import base64
 import json
 import logging
@@ -17,12 +18,16 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.errors import INTERNAL, row_of, to_dict
-from service.generation import Event, Finished, Generation, Progress, Queued, Started
+from service.generation import Event, Finished, Progress, Queued, Started
+from service.job_rows import Job
+from service.jobs import JobEngine
+from service.keys import Keys
 from service.metrics import REQUESTS
 from service.protos import video_generation_pb2 as messages
 from service.protos import video_generation_pb2_grpc as stubs
@@ -37,14 +42,14 @@ DOMAIN = "huvidpo"  # of ErrorInfo
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-async def start(core: Generation, settings: Settings) -> "GrpcServer":
+async def start(jobs: JobEngine, keys: Keys, settings: Settings) -> "GrpcServer":
     """A running server on the settings' host and port. Raises RuntimeError when the port is taken."""
     options = [
         ("grpc.max_receive_message_length", settings.max_body_mib * 2**20),
         ("grpc.so_reuseport", 0),  # a second server on this port would silently take half of the calls
     ]
     server = grpc.aio.server(options=options)
-    stubs.add_VideoGenerationServicer_to_server(VideoGeneration(core), server)
+    stubs.add_VideoGenerationServicer_to_server(VideoGeneration(jobs, keys), server)
     status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -71,16 +76,80 @@ class GrpcServer:
 
 
 class VideoGeneration(stubs.VideoGenerationServicer):
-    def __init__(self, core: Generation):
-        self.core = core
+    def __init__(self, jobs: JobEngine, keys: Keys):
+        self.core, self.jobs, self.keys = jobs.core, jobs, keys
 
     async def Generate(
         self, request: messages.GenerateRequest, context: Context
     ) -> AsyncIterator[messages.GenerateEvent]:
-        async with _answering(context), aclosing(self.core.generate(read(request))) as events:
+        async with self._answering(context), aclosing(self.core.generate(read(request))) as events:
             async for event in events:
                 for message in messages_of(event):
                     yield message
+
+    async def CreateJob(self, request: messages.CreateJobRequest, context: Context) -> messages.Job:
+        async with self._answering(context) as owner:
+            wanted = read(request.request)
+            return job_message(await self.jobs.create(wanted, owner, request.idempotency_key or None))
+
+    async def GetJob(self, request: messages.GetJobRequest, context: Context) -> messages.Job:
+        async with self._answering(context) as owner:
+            return job_message(await self.jobs.get(request.id, owner))
+
+    async def WatchJob(
+        self, request: messages.WatchJobRequest, context: Context
+    ) -> AsyncIterator[messages.Job]:
+        async with self._answering(context) as owner:
+            async for job in self.jobs.watch(request.id, owner):
+                yield job_message(job)
+
+    async def ListJobs(
+        self, request: messages.ListJobsRequest, context: Context
+    ) -> messages.ListJobsResponse:
+        async with self._answering(context) as owner:
+            size = request.page_size or 20
+            page = await self.jobs.page(owner, request.after or None, size, not request.oldest_first)
+            return messages.ListJobsResponse(jobs=map(job_message, page.jobs), has_more=page.has_more)
+
+    async def CancelJob(self, request: messages.CancelJobRequest, context: Context) -> messages.Job:
+        async with self._answering(context) as owner:
+            return job_message(await self.jobs.cancel(request.id, owner))
+
+    async def DeleteJob(
+        self, request: messages.DeleteJobRequest, context: Context
+    ) -> messages.DeleteJobResponse:
+        async with self._answering(context) as owner:
+            await self.jobs.delete(request.id, owner)
+            return messages.DeleteJobResponse()
+
+    async def DownloadJob(
+        self, request: messages.DownloadJobRequest, context: Context
+    ) -> AsyncIterator[messages.GenerateEvent]:
+        async with self._answering(context) as owner:
+            job = await self.jobs.get(request.id, owner)
+            data = await asyncio.to_thread(self.jobs.clip(job).read_bytes)
+            yield messages.GenerateEvent(clip=job_message(job).clip)
+            for chunk in chunks(data):
+                yield chunk
+
+    @asynccontextmanager
+    async def _answering(self, context: Context) -> AsyncGenerator[str, None]:
+        """Around every method: gives the caller's name; the request id; exceptions as statuses. The text of
+        our faults stays here."""
+        metadata = {name: str(value) for name, value in context.invocation_metadata() or ()}
+        asked = metadata.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        await context.send_initial_metadata((("x-request-id", request_id),))
+        try:
+            yield self.keys.check(metadata.get("authorization", ""))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            if row_of(error) is INTERNAL:
+                logger.exception("request %s failed", request_id)
+            status = status_of(error, request_id)
+            details = (("grpc-status-details-bin", status.SerializeToString()),)
+            await context.abort(grpc.StatusCode[row_of(error).grpc], status.message, details)
 
 
 def read(request: messages.GenerateRequest) -> GenerateRequest:
@@ -116,26 +185,41 @@ def messages_of(event: Event) -> Iterator[messages.GenerateEvent]:
             backends=event.backends,
         )
         yield messages.GenerateEvent(clip=clip)
-        for start in range(0, len(event.data), CHUNK):
-            yield messages.GenerateEvent(chunk=event.data[start : start + CHUNK])
+        yield from chunks(event.data)
 
 
-@asynccontextmanager
-async def _answering(context: Context) -> AsyncGenerator[str, None]:
-    """Around every method: the request id, and exceptions as statuses. The text of our faults stays here."""
-    asked = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-    request_id = asked if _REQUEST_ID.fullmatch(str(asked)) else uuid.uuid4().hex
-    await context.send_initial_metadata((("x-request-id", request_id),))
-    try:
-        yield request_id
-    except grpc.aio.AbortError:
-        raise
-    except Exception as error:
-        if row_of(error) is INTERNAL:
-            logger.exception("request %s failed", request_id)
-        status = status_of(error, request_id)
-        details = (("grpc-status-details-bin", status.SerializeToString()),)
-        await context.abort(grpc.StatusCode[row_of(error).grpc], status.message, details)
+def chunks(data: bytes) -> Iterator[messages.GenerateEvent]:
+    for start in range(0, len(data), CHUNK):
+        yield messages.GenerateEvent(chunk=data[start : start + CHUNK])
+
+
+def job_message(job: Job) -> messages.Job:
+    asked = {name: value for name, value in job.request.items() if value is not None}
+    message = messages.Job(
+        id=job.id,
+        status=messages.Job.Status.Value(job.status.upper()),
+        progress=job.progress,
+        request=messages.GenerateRequest(**asked),
+        created_at=_timestamp(job.created_at),
+        remixed_from=job.source or "",
+    )
+    if job.ended:
+        message.completed_at.CopyFrom(_timestamp(job.completed_at or job.created_at))
+        message.expires_at.CopyFrom(_timestamp(job.expires_at))
+    if job.error:
+        message.error.CopyFrom(
+            messages.JobError(**{name: job.error.get(name, "") for name in ("code", "message", "field")})
+        )
+    if job.status == "completed" and job.report:
+        report = {name: job.report[name] for name in ("media_type", "model", "seconds", "backends")}
+        message.clip.CopyFrom(messages.Clip(size=job.report["bytes"], seed=job.request["seed"], **report))
+    return message
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMilliseconds(round(seconds * 1000))
+    return stamp
 
 
 def status_of(error: Exception, request_id: str) -> status_pb2.Status:

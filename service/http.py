@@ -57,12 +57,14 @@ class Guard:
         paths: frozenset[str] = frozenset(),
         prefixes: tuple[str, ...] = (),
         forms: tuple[str, ...] = (),
+        admit: Callable[[Scope, Headers], None] = lambda scope, headers: None,
     ):
         self.app = app
         self.max_body = max_body  # bytes
         # all others end here: BentoML's metrics keep a series for every path they see
         self.paths, self.prefixes = paths, prefixes
         self.forms = forms  # paths that read multipart/form-data too
+        self.admit = admit  # raises for who may not call, before the body is read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -95,6 +97,7 @@ class Guard:
         if not self._known(scope["path"]):
             await answer.fail_status(404)
             return
+        self.admit(scope, headers)
         if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
             receive = _replay(await self._read(scope["path"], headers, receive), receive)
         await self.app(scope, receive, answer.send)
@@ -237,6 +240,8 @@ def error_response(error: Exception, request_id: str) -> Response:
 def problem_response(status: int, problem: dict[str, Any], request_id: str) -> Response:
     retry_after = problem.pop("retry_after", 5 if status == 503 else None)
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     contract = {"type": error_type(status), "param": problem.get("field"), "request_id": request_id}
     return JSONResponse({"error": problem | contract}, status_code=status, headers=headers)
 

@@ -13,12 +13,13 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dbos import DBOS, SetWorkflowID
 
-from huvidpo.errors import Cancelled
+from huvidpo.errors import Cancelled, InvalidRequest
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
 from service.generation import Drawn, Finished, Generation, Plan, Progress
 from service.job_rows import Job, Rows, new_job
@@ -34,11 +35,18 @@ SWEEP_SECONDS = 1.0  # between two looks for expired and abandoned jobs
 LOOK_SECONDS = 0.3  # between two looks at whether a job that waits in a runner's queue is still wanted
 WATCH_SECONDS = 0.2  # between two looks at a job that somebody watches
 FORGOTTEN_SECONDS = 10.0  # a row so long in the queue may have lost its workflow: it is enqueued again
+MAX_PAGE = 100  # jobs in one answer
 T = TypeVar("T")
 
 
 class _Unwanted(Exception):
     """The job was cancelled or deleted, or another gateway has it: there is nothing to say to anybody."""
+
+
+@dataclass(frozen=True)
+class Page:
+    jobs: list[Job]
+    has_more: bool
 
 
 class JobEngine:
@@ -121,6 +129,19 @@ class JobEngine:
     async def get(self, id: str, owner: str = "") -> Job:
         """Raises NotFound, also for a job of another owner."""
         return await self.rows.get(id, owner)
+
+    async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> "Page":
+        """Up to `limit` (1..100) jobs, those that follow `after`. Raises InvalidRequest, NotFound."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequest(f"limit: got {limit}, expected 1 to {MAX_PAGE}", "limit")
+        jobs = await self.rows.page(owner, after, limit + 1, newest_first)
+        return Page(jobs[:limit], len(jobs) > limit)
+
+    def clip(self, job: Job) -> Path:
+        """The file of a completed job. Raises NotFound."""
+        if job.status != "completed" or job.clip is None:
+            raise NotFound(f"the video has no content: its status is {job.status}")
+        return self.store.path(job.clip)
 
     async def cancel(self, id: str, owner: str = "") -> Job:
         """The job, which ends within one denoising step if it had not ended. Raises NotFound."""

@@ -31,6 +31,7 @@ class Settings:
     grpc_port: int = 3001  # where gRPC is answered, 1..65535; 0: nowhere
     grpc_host: str = "127.0.0.1"  # address gRPC is bound to; unless given, what BENTOML_HOST says
     drain_seconds: int = 60  # on SIGTERM, seconds that accepted requests have to finish, 0..86400
+    api_keys: str = ""  # file of the keys that may call, see keys.py; empty: nobody needs one
     data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
     database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
     job_concurrency: int = 8  # jobs one gateway works on at once, 1..100

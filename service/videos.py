@@ -31,9 +31,8 @@ from service.generation import Generation
 from service.http import answer_generate
 from service.job_rows import Job
 from service.jobs import JobEngine
-from service.schemas import Format, GenerateRequest, parse
+from service.schemas import MEDIA_TYPES, Format, GenerateRequest, parse
 
-MAX_PAGE = 100  # jobs in one answer
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
 DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
 # The core's name of a field -> this API's
@@ -128,15 +127,14 @@ class _Door:
     async def page(self, request: Request) -> Response:
         engine, asked = self._engine(), request.query_params
         limit, order = asked.get("limit", "20"), asked.get("order", "desc")
-        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_PAGE:
-            raise InvalidRequest(f"limit: got {limit[:20]!r}, expected 1 to {MAX_PAGE}", "limit")
+        if not limit.isdecimal():
+            raise InvalidRequest(f"limit: got {limit[:20]!r}, expected a number", "limit")
         if order not in ("asc", "desc"):
             raise InvalidRequest(f"order: got {order[:20]!r}, expected asc or desc", "order")
-        after = asked.get("after")
-        jobs = await engine.rows.page(owner(request), after, int(limit) + 1, order == "desc")
-        data = [video(job, engine.core) for job in jobs[: int(limit)]]
+        page = await engine.page(owner(request), asked.get("after"), int(limit), order == "desc")
+        data = [video(job, engine.core) for job in page.jobs]
         ids = [one["id"] for one in data] or [None]
-        more = {"has_more": len(jobs) > len(data), "first_id": ids[0], "last_id": ids[-1]}
+        more = {"has_more": page.has_more, "first_id": ids[0], "last_id": ids[-1]}
         return JSONResponse({"object": "list", "data": data} | more)
 
     async def delete(self, request: Request) -> Response:
@@ -160,12 +158,10 @@ class _Door:
     async def content(self, request: Request) -> Response:
         engine = self._engine()
         job = await engine.get(request.path_params["id"], owner(request))
-        if job.status != "completed" or job.clip is None or job.report is None:
-            raise NotFound(f"the video has no content: its status is {job.status}")
-        path, variant = engine.store.path(job.clip), request.query_params.get("variant", "video")
+        path, variant = engine.clip(job), request.query_params.get("variant", "video")
         if variant == "video":
             name = f"{job.id}.{job.request['format']}"
-            return FileResponse(path, media_type=job.report["media_type"], filename=name)
+            return FileResponse(path, media_type=MEDIA_TYPES[job.request["format"]], filename=name)
         make = {"thumbnail": thumbnail, "spritesheet": spritesheet}.get(variant)
         if make is None:
             raise InvalidRequest(

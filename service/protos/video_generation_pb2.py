@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%service/protos/video_generation.proto\x12\nhuvidpo.v1\"\xc6\x02\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\x12\x11\n\x04seed\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05steps\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08guidance\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x66rames\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\t \x01(\tH\x05\x88\x01\x01\x12\x18\n\x0b\x66irst_frame\x18\n \x01(\x0cH\x06\x88\x01\x01\x12\x0e\n\x06\x66ormat\x18\x0b \x01(\tB\x07\n\x05_seedB\x08\n\x06_stepsB\x0b\n\t_guidanceB\t\n\x07_framesB\x06\n\x04_fpsB\x12\n\x10_negative_promptB\x0e\n\x0c_first_frame\"\xc5\x01\n\rGenerateEvent\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.huvidpo.v1.AcceptedH\x00\x12$\n\x06queued\x18\x02 \x01(\x0b\x32\x12.huvidpo.v1.QueuedH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.huvidpo.v1.ProgressH\x00\x12 \n\x04\x63lip\x18\x04 \x01(\x0b\x32\x10.huvidpo.v1.ClipH\x00\x12\x0f\n\x05\x63hunk\x18\x05 \x01(\x0cH\x00\x42\x07\n\x05\x65vent\"\'\n\x08\x41\x63\x63\x65pted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\r\"S\n\x06Queued\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x05\x12\x18\n\x0b\x65ta_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_eta_seconds\"6\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05total\x18\x03 \x01(\x05\"\x88\x02\n\x04\x43lip\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12.\n\x07seconds\x18\x05 \x03(\x0b\x32\x1d.huvidpo.v1.Clip.SecondsEntry\x12\x30\n\x08\x62\x61\x63kends\x18\x06 \x03(\x0b\x32\x1e.huvidpo.v1.Clip.BackendsEntry\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rBackendsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32W\n\x0fVideoGeneration\x12\x44\n\x08Generate\x12\x1b.huvidpo.v1.GenerateRequest\x1a\x19.huvidpo.v1.GenerateEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%service/protos/video_generation.proto\x12\nhuvidpo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x02\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\x12\x11\n\x04seed\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05steps\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x15\n\x08guidance\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06\x66rames\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\t \x01(\tH\x05\x88\x01\x01\x12\x18\n\x0b\x66irst_frame\x18\n \x01(\x0cH\x06\x88\x01\x01\x12\x0e\n\x06\x66ormat\x18\x0b \x01(\tB\x07\n\x05_seedB\x08\n\x06_stepsB\x0b\n\t_guidanceB\t\n\x07_framesB\x06\n\x04_fpsB\x12\n\x10_negative_promptB\x0e\n\x0c_first_frame\"\xc5\x01\n\rGenerateEvent\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.huvidpo.v1.AcceptedH\x00\x12$\n\x06queued\x18\x02 \x01(\x0b\x32\x12.huvidpo.v1.QueuedH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.huvidpo.v1.ProgressH\x00\x12 \n\x04\x63lip\x18\x04 \x01(\x0b\x32\x10.huvidpo.v1.ClipH\x00\x12\x0f\n\x05\x63hunk\x18\x05 \x01(\x0cH\x00\x42\x07\n\x05\x65vent\"\'\n\x08\x41\x63\x63\x65pted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\r\"S\n\x06Queued\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x05\x12\x18\n\x0b\x65ta_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_eta_seconds\"6\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05total\x18\x03 \x01(\x05\"\x88\x02\n\x04\x43lip\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12.\n\x07seconds\x18\x05 \x03(\x0b\x32\x1d.huvidpo.v1.Clip.SecondsEntry\x12\x30\n\x08\x62\x61\x63kends\x18\x06 \x03(\x0b\x32\x1e.huvidpo.v1.Clip.BackendsEntry\x1a.\n\x0cSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rBackendsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x10\x43reateJobRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.huvidpo.v1.GenerateRequest\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x10\x44\x65leteJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\" \n\x12\x44ownloadJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"I\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\x14\n\x0coldest_first\x18\x03 \x01(\x08\"C\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.huvidpo.v1.Job\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"\xc0\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x06status\x18\x02 \x01(\x0e\x32\x16.huvidpo.v1.Job.Status\x12\x10\n\x08progress\x18\x03 \x01(\x05\x12,\n\x07request\x18\x04 \x01(\x0b\x32\x1b.huvidpo.v1.GenerateRequest\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x14.huvidpo.v1.JobError\x12\x1e\n\x04\x63lip\x18\t \x01(\x0b\x32\x10.huvidpo.v1.Clip\x12\x14\n\x0cremixed_from\x18\n \x01(\t\"X\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0f\n\x0bIN_PROGRESS\x10\x02\x12\r\n\tCOMPLETED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"8\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t2\x9e\x04\n\x0fVideoGeneration\x12\x44\n\x08Generate\x12\x1b.huvidpo.v1.GenerateRequest\x1a\x19.huvidpo.v1.GenerateEvent0\x01\x12:\n\tCreateJob\x12\x1c.huvidpo.v1.CreateJobRequest\x1a\x0f.huvidpo.v1.Job\x12\x34\n\x06GetJob\x12\x19.huvidpo.v1.GetJobRequest\x1a\x0f.huvidpo.v1.Job\x12:\n\x08WatchJob\x12\x1b.huvidpo.v1.WatchJobRequest\x1a\x0f.huvidpo.v1.Job0\x01\x12\x45\n\x08ListJobs\x12\x1b.huvidpo.v1.ListJobsRequest\x1a\x1c.huvidpo.v1.ListJobsResponse\x12:\n\tCancelJob\x12\x1c.huvidpo.v1.CancelJobRequest\x1a\x0f.huvidpo.v1.Job\x12H\n\tDeleteJob\x12\x1c.huvidpo.v1.DeleteJobRequest\x1a\x1d.huvidpo.v1.DeleteJobResponse\x12J\n\x0b\x44ownloadJob\x12\x1e.huvidpo.v1.DownloadJobRequest\x1a\x19.huvidpo.v1.GenerateEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +36,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLIP_SECONDSENTRY']._serialized_options = b'8\001'
   _globals['_CLIP_BACKENDSENTRY']._loaded_options = None
   _globals['_CLIP_BACKENDSENTRY']._serialized_options = b'8\001'
-  _globals['_GENERATEREQUEST']._serialized_start=54
-  _globals['_GENERATEREQUEST']._serialized_end=380
-  _globals['_GENERATEEVENT']._serialized_start=383
-  _globals['_GENERATEEVENT']._serialized_end=580
-  _globals['_ACCEPTED']._serialized_start=582
-  _globals['_ACCEPTED']._serialized_end=621
-  _globals['_QUEUED']._serialized_start=623
-  _globals['_QUEUED']._serialized_end=706
-  _globals['_PROGRESS']._serialized_start=708
-  _globals['_PROGRESS']._serialized_end=762
-  _globals['_CLIP']._serialized_start=765
-  _globals['_CLIP']._serialized_end=1029
-  _globals['_CLIP_SECONDSENTRY']._serialized_start=934
-  _globals['_CLIP_SECONDSENTRY']._serialized_end=980
-  _globals['_CLIP_BACKENDSENTRY']._serialized_start=982
-  _globals['_CLIP_BACKENDSENTRY']._serialized_end=1029
-  _globals['_VIDEOGENERATION']._serialized_start=1031
-  _globals['_VIDEOGENERATION']._serialized_end=1118
+  _globals['_GENERATEREQUEST']._serialized_start=87
+  _globals['_GENERATEREQUEST']._serialized_end=413
+  _globals['_GENERATEEVENT']._serialized_start=416
+  _globals['_GENERATEEVENT']._serialized_end=613
+  _globals['_ACCEPTED']._serialized_start=615
+  _globals['_ACCEPTED']._serialized_end=654
+  _globals['_QUEUED']._serialized_start=656
+  _globals['_QUEUED']._serialized_end=739
+  _globals['_PROGRESS']._serialized_start=741
+  _globals['_PROGRESS']._serialized_end=795
+  _globals['_CLIP']._serialized_start=798
+  _globals['_CLIP']._serialized_end=1062
+  _globals['_CLIP_SECONDSENTRY']._serialized_start=967
+  _globals['_CLIP_SECONDSENTRY']._serialized_end=1013
+  _globals['_CLIP_BACKENDSENTRY']._serialized_start=1015
+  _globals['_CLIP_BACKENDSENTRY']._serialized_end=1062
+  _globals['_CREATEJOBREQUEST']._serialized_start=1064
+  _globals['_CREATEJOBREQUEST']._serialized_end=1153
+  _globals['_GETJOBREQUEST']._serialized_start=1155
+  _globals['_GETJOBREQUEST']._serialized_end=1182
+  _globals['_WATCHJOBREQUEST']._serialized_start=1184
+  _globals['_WATCHJOBREQUEST']._serialized_end=1213
+  _globals['_CANCELJOBREQUEST']._serialized_start=1215
+  _globals['_CANCELJOBREQUEST']._serialized_end=1245
+  _globals['_DELETEJOBREQUEST']._serialized_start=1247
+  _globals['_DELETEJOBREQUEST']._serialized_end=1277
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1279
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1298
+  _globals['_DOWNLOADJOBREQUEST']._serialized_start=1300
+  _globals['_DOWNLOADJOBREQUEST']._serialized_end=1332
+  _globals['_LISTJOBSREQUEST']._serialized_start=1334
+  _globals['_LISTJOBSREQUEST']._serialized_end=1407
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1409
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1476
+  _globals['_JOB']._serialized_start=1479
+  _globals['_JOB']._serialized_end=1927
+  _globals['_JOB_STATUS']._serialized_start=1839
+  _globals['_JOB_STATUS']._serialized_end=1927
+  _globals['_JOBERROR']._serialized_start=1929
+  _globals['_JOBERROR']._serialized_end=1985
+  _globals['_VIDEOGENERATION']._serialized_start=1988
+  _globals['_VIDEOGENERATION']._serialized_end=2530
 # @@protoc_insertion_point(module_scope)

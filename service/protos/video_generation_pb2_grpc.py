@@ -39,6 +39,41 @@ class VideoGenerationStub:
                 request_serializer=service_dot_protos_dot_video__generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=service_dot_protos_dot_video__generation__pb2.GenerateEvent.FromString,
                 _registered_method=True)
+        self.CreateJob = channel.unary_unary(
+                '/huvidpo.v1.VideoGeneration/CreateJob',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.CreateJobRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.Job.FromString,
+                _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/huvidpo.v1.VideoGeneration/GetJob',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.Job.FromString,
+                _registered_method=True)
+        self.WatchJob = channel.unary_stream(
+                '/huvidpo.v1.VideoGeneration/WatchJob',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.Job.FromString,
+                _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/huvidpo.v1.VideoGeneration/ListJobs',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/huvidpo.v1.VideoGeneration/CancelJob',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.Job.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/huvidpo.v1.VideoGeneration/DeleteJob',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
+        self.DownloadJob = channel.unary_stream(
+                '/huvidpo.v1.VideoGeneration/DownloadJob',
+                request_serializer=service_dot_protos_dot_video__generation__pb2.DownloadJobRequest.SerializeToString,
+                response_deserializer=service_dot_protos_dot_video__generation__pb2.GenerateEvent.FromString,
+                _registered_method=True)
 
 
 class VideoGenerationServicer:
@@ -52,12 +87,94 @@ class VideoGenerationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJob(self, request, context):
+        """Jobs outlive their call, and the server: see docs/jobs.md. They are the same as those of /v1/videos.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJob(self, request, context):
+        """The job as it is, then whenever it has changed, until it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Stops within one denoising step. The job then reads as failed with the code "cancelled".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Cancels, and removes job and clip.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadJob(self, request, context):
+        """The clip of a completed job: clip, then its chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VideoGenerationServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
                     request_deserializer=service_dot_protos_dot_video__generation__pb2.GenerateRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.GenerateEvent.SerializeToString,
+            ),
+            'CreateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJob,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.CreateJobRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.Job.SerializeToString,
+            ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.GetJobRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.Job.SerializeToString,
+            ),
+            'WatchJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJob,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.WatchJobRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.Job.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.ListJobsRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.CancelJobRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.Job.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.DeleteJobRequest.FromString,
+                    response_serializer=service_dot_protos_dot_video__generation__pb2.DeleteJobResponse.SerializeToString,
+            ),
+            'DownloadJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadJob,
+                    request_deserializer=service_dot_protos_dot_video__generation__pb2.DownloadJobRequest.FromString,
                     response_serializer=service_dot_protos_dot_video__generation__pb2.GenerateEvent.SerializeToString,
             ),
     }
@@ -87,6 +204,195 @@ class VideoGeneration:
             target,
             '/huvidpo.v1.VideoGeneration/Generate',
             service_dot_protos_dot_video__generation__pb2.GenerateRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.GenerateEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/CreateJob',
+            service_dot_protos_dot_video__generation__pb2.CreateJobRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/GetJob',
+            service_dot_protos_dot_video__generation__pb2.GetJobRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/WatchJob',
+            service_dot_protos_dot_video__generation__pb2.WatchJobRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/ListJobs',
+            service_dot_protos_dot_video__generation__pb2.ListJobsRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/CancelJob',
+            service_dot_protos_dot_video__generation__pb2.CancelJobRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/DeleteJob',
+            service_dot_protos_dot_video__generation__pb2.DeleteJobRequest.SerializeToString,
+            service_dot_protos_dot_video__generation__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/huvidpo.v1.VideoGeneration/DownloadJob',
+            service_dot_protos_dot_video__generation__pb2.DownloadJobRequest.SerializeToString,
             service_dot_protos_dot_video__generation__pb2.GenerateEvent.FromString,
             options,
             channel_credentials,

@@ -172,3 +172,59 @@ def test_a_port_that_is_taken_ends_the_start(server, start_server):
     other = start_server(HUVIDPO_GRPC_PORT=str(server.grpc_port))
     until(lambda: "set HUVIDPO_GRPC_PORT" in other.log.read_text(errors="replace"))
     other.stop()
+
+
+@pytest.fixture(scope="module")
+def job(stub) -> messages.Job:
+    """A job that has been watched to its end."""
+    created = stub.CreateJob(messages.CreateJobRequest(request=request(seed=5, frames=4)))
+    assert created.status == messages.Job.QUEUED
+    assert (created.request.seed, created.request.steps, created.request.fps) == (5, 2, 8)
+    seen = list(stub.WatchJob(messages.WatchJobRequest(id=created.id)))
+    progress = [one.progress for one in seen]
+    assert progress == sorted(progress)
+    assert {one.id for one in seen} == {created.id}
+    return seen[-1]
+
+
+def test_a_job_and_its_clip(server, stub, job):
+    assert (job.status, job.progress) == (messages.Job.COMPLETED, 100)
+    assert job.expires_at.seconds - job.completed_at.seconds == pytest.approx(86_400, abs=1)
+    assert (job.clip.media_type, job.clip.model, job.clip.seed) == ("video/mp4", "tiny", 5)
+    assert stub.GetJob(messages.GetJobRequest(id=job.id)) == job
+    clip, *chunks = stub.DownloadJob(messages.DownloadJobRequest(id=job.id))
+    data = b"".join(event.chunk for event in chunks)
+    assert (clip.clip, clip.clip.size) == (job.clip, len(data))
+    over_http = server.client.get(f"/v1/videos/{job.id}/content").content
+    assert data == over_http, "the doors have the same jobs"
+
+
+def test_jobs_in_pages(stub, job):
+    made = [stub.CreateJob(messages.CreateJobRequest(request=request(steps=1))).id for _ in range(2)]
+    first = stub.ListJobs(messages.ListJobsRequest(page_size=2))
+    assert ([one.id for one in first.jobs], first.has_more) == (made[::-1], True)
+    rest = stub.ListJobs(messages.ListJobsRequest(page_size=100, after=made[0]))
+    assert job.id in [one.id for one in rest.jobs]
+    assert not rest.has_more
+    code, _, details = refusal(_streamed(stub.ListJobs, messages.ListJobsRequest(page_size=101)))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert details["BadRequest"].field_violations[0].field == "limit"
+
+
+def test_cancel_and_delete(stub):
+    slow = messages.CreateJobRequest(request=request(steps=100, frames=64), idempotency_key="slow")
+    id = stub.CreateJob(slow).id
+    assert stub.CreateJob(slow).id == id
+    other = messages.CreateJobRequest(request=request(), idempotency_key="slow")
+    assert refusal(_streamed(stub.CreateJob, other))[0] == grpc.StatusCode.ALREADY_EXISTS
+    ended = stub.CancelJob(messages.CancelJobRequest(id=id))
+    assert (ended.status, ended.error.code) == (messages.Job.FAILED, "cancelled")
+    code, message, _ = refusal(stub.DownloadJob(messages.DownloadJobRequest(id=id)))
+    assert (code, "its status is failed" in message) == (grpc.StatusCode.NOT_FOUND, True)
+    stub.DeleteJob(messages.DeleteJobRequest(id=id))
+    assert refusal(_streamed(stub.GetJob, messages.GetJobRequest(id=id)))[0] == grpc.StatusCode.NOT_FOUND
+
+
+def _streamed(method, message):
+    """A unary call as something to iterate over, so that `refusal` reads both kinds."""
+    yield method(message)

@@ -1,0 +1,81 @@
+"""The service with API keys, over both doors."""
+
+import hashlib
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.protos import video_generation_pb2 as messages
+from service.protos import video_generation_pb2_grpc as stubs
+
+GOOD = {"prompt": "a horse", "num_inference_steps": 1, "num_frames": 2}
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {name}-secret"}
+
+
+@pytest.fixture(scope="module")
+def keyed(start_server, random_family, tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    hashes = [f"{name}:{hashlib.sha256(f'{name}-secret'.encode()).hexdigest()}" for name in ("ann", "bob")]
+    file.write_text("\n".join(hashes))
+    server = start_server(
+        HUVIDPO_CATALOG=str(random_family / "catalog"), HUVIDPO_BACKEND="torch", HUVIDPO_API_KEYS=str(file)
+    )
+    server.wait_ready()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic YQ=="}])
+@pytest.mark.parametrize(("method", "path"), [
+    ("POST", "/generate_video"), ("POST", "/v1/videos"), ("GET", "/v1/videos"), ("POST", "/v1/videos/sync"),
+    ("GET", "/v1/models"), ("DELETE", "/v1/videos/video_1"),
+])  # fmt: skip
+def test_without_a_key_there_is_no_answer(keyed, method, path, headers):
+    answer = keyed.client.request(method, path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert (answer.json()["error"]["code"], answer.json()["error"]["type"]) == (
+        "unauthenticated", "authentication_error",
+    )  # fmt: skip
+
+
+def test_a_job_is_seen_with_the_key_that_made_it(keyed):
+    id = keyed.client.post("/v1/videos", json=GOOD, headers=bearer("ann")).json()["id"]
+    assert keyed.client.get(f"/v1/videos/{id}", headers=bearer("ann")).status_code == 200
+    for method, path in [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("GET", "/content"),
+        ("POST", "/cancel"),
+        ("POST", "/remix"),
+    ]:
+        body = {"json": {"prompt": "x"}} if path == "/remix" else {}
+        answer = keyed.client.request(method, f"/v1/videos/{id}{path}", headers=bearer("bob"), **body)
+        assert answer.status_code == 404, (method, path)
+    listed = {
+        name: [one["id"] for one in keyed.client.get("/v1/videos", headers=bearer(name)).json()["data"]]
+        for name in ("ann", "bob")
+    }
+    assert listed == {"ann": [id], "bob": []}
+    with grpc.insecure_channel(f"127.0.0.1:{keyed.grpc_port}") as channel:
+        get, mine = stubs.VideoGenerationStub(channel).GetJob, messages.GetJobRequest(id=id)
+        assert get(mine, metadata=[*bearer("ann").items()]).id == id
+        for metadata, code in [
+            ([*bearer("bob").items()], grpc.StatusCode.NOT_FOUND),
+            ([], grpc.StatusCode.UNAUTHENTICATED),
+        ]:
+            with pytest.raises(grpc.RpcError) as refused:
+                get(mine, metadata=metadata)
+            assert refused.value.code() == code
+
+
+def test_probes_need_no_key(keyed):
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert keyed.client.get(path).status_code == 200
+    with grpc.insecure_channel(f"127.0.0.1:{keyed.grpc_port}") as channel:
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+    assert status == health_pb2.HealthCheckResponse.SERVING
