@@ -5,7 +5,7 @@
     python benchmarks/options.py --quick           # two scenes: does it still run? records nothing
 
 Every row continues the same true first frames from the same noise with the shipped weights. `PSNR`: frames
-1..15 against the rendered truth. `motion`: mean absolute difference between adjacent frames, by the truth's.
+1..15 against the rendered truth. `change`: mean absolute difference between adjacent frames, by the truth's.
 `rating`: the simulated rater of `judging.judge`, 0..10; below them the 95 % bootstrap interval of each
 clip's difference from the first row. `CPU`: processor time of a clip, by the first row's.
 
@@ -40,13 +40,13 @@ from huvidpo.config import ClipRequest
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet
 from judging.judge import Judge, load_judge, score_clip
-from preferences.metrics import bootstrap
+from preferences.metrics import bootstrap, frame_difference, psnr
 from tiny.calibrate import TYPICAL
 from tiny.common import FAMILY
-from tiny.evaluate import motion, psnr, request_for
+from tiny.evaluate import request_for
 from tiny.world import CATEGORIES, SIZE, Scene, caption, random_scenes, render
 
-SEED = 920_000  # far from every seed used in training, and from those of the quality figures
+SEED = 920_000  # far from every seed used in training, and from those of the quality metrics
 BATCH = 4
 CALIBRATION_SEED = 930_000
 
@@ -143,9 +143,9 @@ def swapped(pipeline: VideoPipeline, unets: dict[str, VideoUNet]) -> VideoPipeli
 def measure(
     pipeline: VideoPipeline, scenes: list[Scene], truths: list[np.ndarray], judge: Judge, option: Option
 ) -> tuple[np.ndarray, float]:
-    """PSNR, motion ratio and rating of every scene, [scenes, 3]; CPU seconds of a clip."""
+    """PSNR, ratio of frame differences and rating of every scene, [scenes, 3]; CPU seconds of a clip."""
     unets = prepared(pipeline, option)
-    figures, took = np.zeros((len(scenes), 3)), 0.0
+    metrics, took = np.zeros((len(scenes), 3)), 0.0
     for category in tqdm(CATEGORIES, desc=str(option), leave=False):
         mine = [i for i, scene in enumerate(scenes) if scene.category == category]
         for at in range(0, len(mine), BATCH):
@@ -159,17 +159,17 @@ def measure(
             told = replace(judge, typical_motion=TYPICAL[category] / SIZE)
             for i, clip in zip(chosen, clips, strict=True):
                 assert clip is not None
-                moved = motion(clip) / motion(truths[i])
+                moved = frame_difference(clip) / frame_difference(truths[i])
                 rating = score_clip(clip, caption(scenes[i]), told)
-                figures[i] = psnr(clip[1:], truths[i][1:]), moved, rating
-    return figures, took / len(scenes)
+                metrics[i] = psnr(clip[1:], truths[i][1:]), moved, rating
+    return metrics, took / len(scenes)
 
 
-def summary(figures: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+def summary(metrics: np.ndarray, first: np.ndarray) -> dict[str, Any]:
     """Means, and how each clip differs from its like of the first row."""
-    names = ("psnr", "motion", "rating")
-    means = {name: float(column.mean()) for name, column in zip(names, figures.T, strict=True)}
-    differences = zip(names, (figures - first).T, strict=True)
+    names = ("psnr", "frame_difference", "rating")
+    means = {name: float(column.mean()) for name, column in zip(names, metrics.T, strict=True)}
+    differences = zip(names, (metrics - first).T, strict=True)
     return means | {f"{name}_difference": asdict(bootstrap(column)) for name, column in differences}
 
 
@@ -183,8 +183,8 @@ def show(row: dict[str, Any], first: dict[str, Any]) -> None:
     name += f", every {row['every']}" if row["every"] > 1 else ""
     name += f", {row['rounding']}" if row["rounding"] else ""
     took = "-" if row["rounding"] else f"{row['cpu_s'] / first['cpu_s']:.2f}x"
-    print(f"{name:<20}{row['psnr']:>14.2f}{row['motion']:>14.2f}{row['rating']:>14.2f}{took:>8}")
-    intervals = [row[f"{figure}_difference"] for figure in ("psnr", "motion", "rating")]
+    print(f"{name:<20}{row['psnr']:>14.2f}{row['frame_difference']:>14.2f}{row['rating']:>14.2f}{took:>8}")
+    intervals = [row[f"{metric}_difference"] for metric in ("psnr", "frame_difference", "rating")]
     texts = [f"{interval['low']:+.2f} {interval['high']:+.2f}" for interval in intervals]
     print(" " * 20 + "".join(f"{text:>14}" for text in texts), flush=True)
 
@@ -202,17 +202,17 @@ def main() -> None:
     scenes = random_scenes(2 if args.quick else args.scenes, SEED)
     truths = [render(scene) for scene in scenes]
     pipeline, judge = VideoPipeline.from_catalog("tiny", device="cpu"), load_judge(FAMILY / "clip")
-    print(f"{'':<20}{'PSNR':>14}{'motion':>14}{'rating':>14}{'CPU':>8}")
+    print(f"{'':<20}{'PSNR':>14}{'change':>14}{'rating':>14}{'CPU':>8}")
     rows: list[dict[str, Any]] = []
     first: np.ndarray | None = None
     for option in OPTIONS:
         try:
-            figures, took = measure(pipeline, scenes, truths, judge, option)
+            metrics, took = measure(pipeline, scenes, truths, judge, option)
         except ImportError as error:
             print(f"{option.rounding} skipped: {error}")
             continue
-        first = figures if first is None else first
-        rows.append({**asdict(option), "cpu_s": took, **summary(figures, first)})
+        first = metrics if first is None else first
+        rows.append({**asdict(option), "cpu_s": took, **summary(metrics, first)})
         show(rows[-1], rows[0])
     if not args.quick:
         record(args, rows=rows)

@@ -13,7 +13,6 @@ category or merge only binds its weights into it.
 import argparse
 import dataclasses
 import datetime
-import hashlib
 import os
 import shutil
 import sys
@@ -40,13 +39,13 @@ from huvidpo.engines.manifest import (
     Manifest,
     engines,
     engines_folder,
-    hash_weights,
     read_manifest,
     size_of,
     write_manifest,
 )
 from huvidpo.engines.networks import PRECISIONS, ROWS, Network, Row, network_of
 from huvidpo.errors import EngineError, HuViDPOError
+from huvidpo.files import hash_file, hash_tensors
 from huvidpo.loading import load_category, load_part, load_video_unet
 from huvidpo.unet import VideoUNet
 
@@ -145,8 +144,8 @@ def draft(job: Job, target: Target, graph: Path, module: nn.Module) -> Manifest:
         precision=network.precision,
         inputs=network.profiles(network.row.inputs),
         outputs=network.profiles(network.row.outputs),
-        onnx_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-        weights_sha256=hash_weights(module.state_dict(), network.precision),
+        onnx_sha256=hash_file(graph),
+        weights_sha256=hash_tensors(module.state_dict(), network.precision),
     )
 
 

@@ -4,10 +4,8 @@ A skeleton is the graph with its weights left out. Their names are those of the 
 values are external data: `bind` points them into a safetensors file of one category or merge.
 """
 
-import hashlib
 import json
 import logging
-import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.engines.networks import Network, Row, Span
 from huvidpo.errors import EngineError
+from huvidpo.files import hash_facts, hash_file, write_bytes
 
 # GroupNormalization stays whole from 21 on. 23 has an Attention operator, which TensorRT refuses for head
 # widths without a fused kernel; in 22 attention is plain products that it fuses where it can.
@@ -64,10 +63,7 @@ def skeleton(network: Network, cache: Path) -> Path:
     """The cached graph of the network's architecture and precision, exported now if it is not there."""
     path = cache / "skeletons" / f"{network.row.kind.__name__}-{architecture(network)}.onnx"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(export_graph(network))
-        part.replace(path)
+        write_bytes(path, export_graph(network))
     return path
 
 
@@ -84,9 +80,9 @@ def architecture(network: Network) -> str:
         "fixed": {axis: size for axis, size in network.sizes.items() if isinstance(size, int)},
         "steps": {axis: size.step for axis, size in network.sizes.items() if isinstance(size, Span)},
         "tools": {name: version(name) for name in _TOOLS},
-        "sources": [hashlib.sha256((PROJECT_ROOT / name).read_bytes()).hexdigest() for name in _SOURCES],
+        "sources": [hash_file(PROJECT_ROOT / name) for name in _SOURCES],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return hash_facts(facts)[:24]
 
 
 def export_graph(network: Network) -> bytes:

@@ -1,9 +1,7 @@
 """The only file that reads or writes weights; knows the names of LAMP, HuViDPO and diffusers checkpoints."""
 
 import copy
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from huvidpo.errors import CheckpointError
+from huvidpo.files import whole_file
 from huvidpo.lora import merge, peft_names, split_lora
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -133,20 +132,10 @@ def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping
     Raises CheckpointError for a tensor that is not finite (a cast to float16 may overflow); the old file
     stays.
     """
-    path = Path(path)
     check_finite(tensors, f"{path} is not written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        temporary.touch()
-        mode = temporary.stat().st_mode  # of any new file; safetensors makes its own private
-        save_file(plain, temporary, metadata=dict(metadata))
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with whole_file(Path(path)) as part:
+        save_file(plain, part, metadata=dict(metadata))
 
 
 def read_metadata(path: StrPath) -> dict[str, str]:
@@ -156,16 +145,6 @@ def read_metadata(path: StrPath) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"cannot read metadata from {path}: {first_line(error)}") from error
-
-
-def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values: equal for equal weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def check_fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

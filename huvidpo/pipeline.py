@@ -156,7 +156,7 @@ class FirstFramePipeline:
         ]
         encoded = [
             self.pipe.encode_prompt(
-                _full_prompt(request, self.catalog),
+                full_prompt(request, self.catalog),
                 negative_prompt=_negative_prompt(request, self.catalog) or None,
                 do_classifier_free_guidance=guided,
                 device=self.pipe.unet.device,
@@ -353,7 +353,7 @@ class VideoPipeline:
     def encode_prompt(self, requests: Sequence[ClipRequest]) -> list[KeysValues]:
         """Keys and values of every text attention: [2B, ...], negative prompts first; [B, ...] unguided."""
         unet = self.unets[requests[0].category]
-        prompts = [_full_prompt(request, self.catalog) for request in requests]
+        prompts = [full_prompt(request, self.catalog) for request in requests]
         if requests[0].options.guidance > 1:
             prompts = [_negative_prompt(request, self.catalog) for request in requests] + prompts
         tokens = self.tokenizer(
@@ -447,7 +447,8 @@ def _check_batch(requests: Sequence[ClipRequest], can_share: Any) -> None:
         raise ValueError("these requests cannot share a batch: group them by can_share_batch")
 
 
-def _full_prompt(request: ClipRequest, catalog: Catalog) -> str:
+def full_prompt(request: ClipRequest, catalog: Catalog) -> str:
+    """What the text encoder is given: the prompt with its style applied."""
     return catalog.style(request.style).apply(request.prompt)
 
 
@@ -459,7 +460,7 @@ def _negative_prompt(request: ClipRequest, catalog: Catalog) -> str:
 def _check_length(tokenizer: CLIPTokenizer, request: ClipRequest, catalog: Catalog) -> None:
     """CLIP reads a fixed number of tokens; the rest would be cut off silently."""
     room = tokenizer.model_max_length - 2  # start and end of text
-    texts = {"prompt": _full_prompt(request, catalog), "negative_prompt": _negative_prompt(request, catalog)}
+    texts = {"prompt": full_prompt(request, catalog), "negative_prompt": _negative_prompt(request, catalog)}
     for field, text in texts.items():
         count = len(tokenizer(text, add_special_tokens=False).input_ids)
         if count > room:

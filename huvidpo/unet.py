@@ -10,9 +10,7 @@ Tensor names are diffusers', with each convolution wrapped: `conv1.conv2d`, `con
 `conv1.conv_gate`.
 """
 
-import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +32,10 @@ from huvidpo.attention import (
     TextAttention,
     check_mode,
 )
-from huvidpo.checkpoint import fingerprint_tensors, inflated_name, load_lamp, load_strict
+from huvidpo.checkpoint import inflated_name, load_lamp, load_strict
 from huvidpo.config import ATTENTION_MODES
 from huvidpo.errors import CheckpointError
+from huvidpo.files import hash_facts, hash_tensors
 
 INFLATION_SEED = 0
 HAS_ATTENTION = {"CrossAttnDownBlock": True, "DownBlock": False, "CrossAttnUpBlock": True, "UpBlock": False}
@@ -547,6 +546,5 @@ def fingerprint(unet: VideoUNet) -> str:
 
 def fingerprints(unet: VideoUNet) -> tuple[str, str]:
     """(`fingerprint`, the hash of the tensors alone)."""
-    tensors = fingerprint_tensors(unet.state_dict())
-    facts = json.dumps([tensors, network_settings(unet.config)], sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest(), tensors
+    tensors = hash_tensors(unet.state_dict())
+    return hash_facts([tensors, network_settings(unet.config)]), tensors

@@ -30,10 +30,11 @@ from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
+from huvidpo.files import hash_file
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.video import read_image
 from judging.thumbnails import contact_sheet, strip
-from preferences.clips import CAPTIONS_FILE, ClipEntry, file_sha256, read_clips, write_clips
+from preferences.clips import CAPTIONS_FILE, ClipEntry, read_clips, write_clips
 from tiny import world
 from training.data import VIDEO_SUFFIXES, read_captions, read_clip
 from training.recipes import ClipRecipe
@@ -119,7 +120,7 @@ def lineage_of(weights: Path) -> dict[str, str]:
     if weights.is_dir():  # LAMP's layout carries no lineage
         return {"weights": weights.name}
     metadata = {key: value for key, value in read_metadata(weights).items() if not key.endswith("recipe")}
-    return {"weights": weights.name, "sha256": file_sha256(weights), **metadata}
+    return {"weights": weights.name, "sha256": hash_file(weights), **metadata}
 
 
 def read_pictures(folder: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Compare methods by quality figures, in the layout of the paper's table 1.
+"""Compare methods by quality metrics, in the layout of the paper's table 1.
 
     python -m judging.evaluate --model tiny --method "ours=catalog"
     python -m judging.evaluate --model tiny --categories horse rain --prompts 10 --out results/table1.json \\
@@ -34,6 +34,8 @@ from tqdm import tqdm
 from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
 from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.files import write_text
+from huvidpo.pipeline import full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import Judge, clip_folder, embed_caption, embed_frames, load_judge
 from judging.methods import (
@@ -41,7 +43,6 @@ from judging.methods import (
     Method,
     Setting,
     draw_first_frames,
-    full_caption,
     held_out_requests,
     parse_method,
 )
@@ -67,12 +68,12 @@ METRICS = {  # key: (heading, decimals)
     "motion": ("motion, px/frame", 2),
 }
 
-Figures = dict[str, float]  # of a clip, by the keys of METRICS
-Results = dict[str, dict[str, list[Figures]]]  # method -> category -> one per clip
+Values = dict[str, float]  # of a clip, by the keys of METRICS
+Results = dict[str, dict[str, list[Values]]]  # method -> category -> one per clip
 
 
-def measure(frames: np.ndarray, caption: str, judge: Judge) -> Figures:
-    """The figures of one clip, uint8 [F, H, W, 3]. Raises EvaluationError for another shape or type."""
+def measure(frames: np.ndarray, caption: str, judge: Judge) -> Values:
+    """The metrics of one clip, uint8 [F, H, W, 3]. Raises EvaluationError for another shape or type."""
     images = embed_frames(judge, frames)
     return {
         "clip_score": clip_score(images, embed_caption(judge, caption)),
@@ -84,7 +85,7 @@ def measure(frames: np.ndarray, caption: str, judge: Judge) -> Figures:
 
 
 def evaluate(setting: Setting, methods: Sequence[Method], judge: Judge, save: Path | None = None) -> Results:
-    """Figures of every clip of every method, the frozen row first. Raises what the methods' clips raise."""
+    """Metrics of every clip of every method, the frozen row first. Raises what the methods' clips raise."""
     results: Results = {FROZEN: {}}
     for i, method in enumerate(methods):
         rows = results[method.name] = {}
@@ -166,7 +167,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def to_json(results: Results, facts: dict[str, Any]) -> dict[str, Any]:
-    """What OUT holds: `facts` about the run, the summary, and the figures of every clip."""
+    """What OUT holds: `facts` about the run, the summary, and the metrics of every clip."""
     summary = {
         method: {
             group: {metric: dataclasses.asdict(estimate) for metric, estimate in metrics.items()}
@@ -215,11 +216,10 @@ def _main(args: argparse.Namespace) -> int:
         "commit": commit(),
         "seed": args.seed,
         "methods": [dataclasses.asdict(method) for method in methods],
-        "captions": {n: [full_caption(r, catalog) for r in rs] for n, rs in requests.items()},
+        "captions": {n: [full_prompt(r, catalog) for r in rs] for n, rs in requests.items()},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(to_json(results, facts), indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(to_markdown(results), encoding="utf-8")
+    write_text(args.out, json.dumps(to_json(results, facts), indent=1) + "\n")
+    write_text(args.out.with_suffix(".md"), to_markdown(results))
     print(to_markdown(results))
     print(f"{args.out} and {args.out.with_suffix('.md').name}")
     return 0

@@ -16,7 +16,7 @@ from huvidpo.catalog import Catalog, Category, Component, Model
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import CheckpointError, InvalidRequest
 from huvidpo.loading import device_and_dtype, load_part
-from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.pipeline import FirstFramePipeline, VideoPipeline, full_prompt
 from huvidpo.unet import VideoUNet
 from judging.candidates import BATCH, default_prompts, plan
 from preferences.clips import read_clips
@@ -96,10 +96,6 @@ def render(
         part = slice(start, start + BATCH)
         clips: Any = pipeline(requests[part], first_frames[part])  # None only for cancelled requests
         yield from clips
-
-
-def full_caption(request: ClipRequest, catalog: Catalog) -> str:
-    return catalog.style(request.style).apply(request.prompt)
 
 
 def load_pipeline(method: Method, model: Model, categories: Sequence[Category]) -> VideoPipeline:
@@ -199,7 +195,7 @@ class Setting:
         elif method.kind != "clips":
             pipeline = load_pipeline(method, self.model, categories)
         for name, requests in self.requests.items():
-            captions = [full_caption(request, self.catalog) for request in requests]
+            captions = [full_prompt(request, self.catalog) for request in requests]
             found: Any
             if pipeline:
                 found = zip(render(pipeline, requests, self.first_frames[name]), captions, strict=True)

@@ -16,7 +16,6 @@ above new) and `promotion.json`. `--accept` copies accepted weights to the model
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,12 +31,13 @@ from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
-from huvidpo.pipeline import VideoPipeline
+from huvidpo.files import hash_file, whole_file, write_text
+from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
-from judging.methods import SEED, draw_first_frames, full_caption, held_out_requests, render
+from judging.methods import SEED, draw_first_frames, held_out_requests, render
 from judging.thumbnails import contact_sheet, strip
-from preferences.clips import ClipEntry, ClipFolderError, file_sha256, read_clips, write_clips
+from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
 from preferences.records import RATINGS_FILE, Comparison, Opinion, read_records
 from training.lineage import card_path, commit, write_card
@@ -127,7 +127,7 @@ def save_clips(
         for i, (request, clip) in enumerate(zip(requests, made, strict=True)):
             entry = ClipEntry(
                 video=f"{side}/{i:04d}.mp4",
-                caption=full_caption(request, catalog),
+                caption=full_prompt(request, catalog),
                 prompt=request.prompt,
                 style=request.style,
                 category=f"{request.category}/{i:04d}",
@@ -141,7 +141,7 @@ def save_clips(
     both = zip(clips["against"], clips["candidate"], strict=True)
     rows = [[np.asarray(strip(clip, 6)) for clip in pair] for pair in both]
     pictures = [Image.fromarray(np.concatenate(row)) for row in rows]
-    contact_sheet(pictures, [full_caption(request, catalog) for request in requests]).save(
+    contact_sheet(pictures, [full_prompt(request, catalog) for request in requests]).save(
         folder / "sheet.png"
     )
     return entries
@@ -149,7 +149,7 @@ def save_clips(
 
 def sha256_of(weights: Path) -> str:
     """Of a file; weights that are not there (the shared base) or a folder have none."""
-    return file_sha256(weights) if weights.is_file() else "none"
+    return hash_file(weights) if weights.is_file() else "none"
 
 
 def read_pairs(folder: Path, weights: Mapping[str, Path]) -> list[tuple[ClipEntry, ClipEntry]]:
@@ -184,7 +184,7 @@ def judge_simulated(
     pairs = []
     rows = zip(requests, clips["candidate"], clips["against"], strict=True)
     for request, ours, theirs in tqdm(rows, "judge", len(requests), unit="pair"):
-        caption = full_caption(request, catalog)
+        caption = full_prompt(request, catalog)
         new, old = flow(ours), flow(theirs)
         margin = score_clip(ours, caption, judge, new) - score_clip(theirs, caption, judge, old)
         pairs.append(Pair(caption, request.seed, margin, new.motion, old.motion))
@@ -200,7 +200,7 @@ def judge_by_people(
     """
     pairs = []
     for ours, theirs in entries:
-        hashes = {entry.video: file_sha256(folder / entry.video) for entry in (ours, theirs)}
+        hashes = {entry.video: hash_file(folder / entry.video) for entry in (ours, theirs)}
         answers = [_margin(record, ours.video, hashes) for record in records if _is_about(record, hashes)]
         if answers:
             motions = [flow(video.decode(folder / entry.video)[0]).motion for entry in (ours, theirs)]
@@ -248,7 +248,7 @@ def to_text(found: Mapping[str, Any]) -> str:
     """The table and the verdict, for people."""
     wins, ratio, moved = found["win_rate"], found["motion_ratio"], found["motion_px_per_frame"]
     lines = [
-        "| figure | value | 95 % interval | wanted |",
+        "| metric | value | 95 % interval | wanted |",
         "| --- | ---: | ---: | ---: |",
         f"| wins of {found['pairs']} pairs | {wins['mean']:.1%} | {wins['low']:.1%} to {wins['high']:.1%} "
         "| interval above 50 % |",
@@ -266,10 +266,8 @@ def ship(candidate: Path, target: Path, found: Mapping[str, Any]) -> None:
     """Copy accepted weights to `target`, whole or not at all, and write their card beside them."""
     earlier = card_path(candidate)
     metrics = json.loads(earlier.read_text(encoding="utf-8"))["metrics"] if earlier.is_file() else {}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.copyfile(candidate, part)
-    part.replace(target)
+    with whole_file(target) as part:
+        shutil.copyfile(candidate, part)
     write_card(target, {**metrics, "promotion": dict(found)})
 
 
@@ -317,7 +315,7 @@ def _main(args: argparse.Namespace) -> int:
     )
     rows = [dataclasses.asdict(pair) for pair in pairs]
     text = json.dumps({**found, "clips": rows}, indent=1) + "\n"
-    (folder / REPORT).write_text(text, encoding="utf-8")
+    write_text(folder / REPORT, text)
     print(to_text(found))
     if decision.accepted and args.accept:
         target = args.out / category.weights if args.out else shipped

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import hash_file
 from judging.report import report
-from preferences.clips import ClipEntry, file_sha256, read_clips
+from preferences.clips import ClipEntry, read_clips
 from preferences.pairs import HOLDOUT, TIE, scores_by_clip
 from preferences.records import (
     RATINGS_FILE,
@@ -48,7 +49,7 @@ def rating_of(folder: Path, clip: ClipEntry, rater: str, score: float) -> Rating
         rater=rater,
         category=clip.category,
         clip=clip.video,
-        sha256=file_sha256(folder / clip.video),
+        sha256=hash_file(folder / clip.video),
         prompt=clip.prompt,
         seed=clip.seed,
         lineage=clip.lineage,

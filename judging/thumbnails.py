@@ -9,11 +9,16 @@ FONT_SIZE = 12  # pixels
 MARGIN = 4  # pixels around a strip
 
 
+def tile(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Rows of equally sized pictures, each [H, W, 3], as one picture without gaps."""
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+
+
 def strip(frames: np.ndarray, count: int = 4, height: int = 64) -> Image.Image:
     """`count` frames of uint8 [F, H, W, 3], the first and the last among them, side by side."""
     places = np.linspace(0, len(frames) - 1, count).round().astype(int)
     width = round(height * frames.shape[2] / frames.shape[1])
-    picture = Image.fromarray(np.concatenate(list(frames[places]), axis=1))
+    picture = Image.fromarray(tile([frames[places]]))
     return picture.resize((count * width, height), Image.Resampling.LANCZOS)
 
 

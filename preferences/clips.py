@@ -7,7 +7,6 @@ Only `video` and `caption` are needed: clips that people filmed have no seed.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import write_text
 
 CAPTIONS_FILE = "captions.jsonl"
 
@@ -71,15 +71,7 @@ def read_clips(folder: Path) -> list[ClipEntry]:
 def write_clips(folder: Path, clips: Sequence[ClipEntry]) -> None:
     """Write `captions.jsonl`, all at once."""
     lines = [json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n" for clip in clips]
-    part = folder / f".{CAPTIONS_FILE}.part"
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(folder / CAPTIONS_FILE)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    write_text(folder / CAPTIONS_FILE, "".join(lines))
 
 
 def _parse(line: bytes, folder: Path) -> ClipEntry:

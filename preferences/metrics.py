@@ -68,6 +68,22 @@ def mse(frames: np.ndarray) -> float:
     return float(np.square(np.diff(frames.astype(np.float32), axis=0)).mean())
 
 
+def psnr(a: np.ndarray, b: np.ndarray, span: float = 255) -> float:
+    """PSNR in dB of `a` against `b`, of one shape, from the mean squared error over all of it; at most
+    20 lg(span) + 60. `span`: from the least possible value to the largest.
+
+    Of a clip not the mean of its frames' PSNRs: one frame that equals the first would decide the value of a
+    periodic motion.
+    """
+    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean()
+    return float(10 * np.log10(span**2 / max(error, 1e-6)))
+
+
+def frame_difference(frames: np.ndarray) -> float:
+    """Mean absolute difference of adjacent frames over pixels and channels, in grey levels of 255."""
+    return float(np.abs(np.diff(frames.astype(np.float32), axis=0)).mean())
+
+
 def flow(frames: np.ndarray) -> Flow:
     """Motion by TV-L1 optical flow (Zach et al. 2007) of the luma of adjacent frames, and what it explains.
 

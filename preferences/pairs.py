@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preferences.clips import file_sha256
+from huvidpo.files import hash_file
 from preferences.records import RATINGS_FILE, Comparison, Opinion, PreferencesError, Rating, read_records
 
 PRIOR = 0.5  # wins, and as many losses, that every clip is given against the field of its category
@@ -222,7 +222,7 @@ def check_files(ranked: Iterable[RankedClip], folder: Path) -> None:
         path = folder / clip.clip
         if not path.is_file():
             problems.append(f"{clip.clip} is missing")
-        elif file_sha256(path) != clip.sha256:
+        elif hash_file(path) != clip.sha256:
             problems.append(f"{clip.clip} has changed since it was judged")
     if problems:
         raise PreferencesError(f"{folder}: {len(problems)} judged clips:\n  " + "\n  ".join(problems))

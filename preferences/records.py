@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import sync_folder, write_text
 
 RATINGS_FILE = "ratings.jsonl"  # in the folder of the clips, unless told otherwise
 SCORES = (0.0, 10.0)  # lowest and highest score (the paper's scale, decimals allowed)
@@ -201,7 +202,7 @@ def append(path: Path, record: Record) -> None:
             _write_whole(file, b"\n" + line if torn else line, size)
             os.fsync(file)
         if size == 0:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise PreferencesError(f"{path}: the record was not saved: {error}") from error
 
@@ -214,15 +215,6 @@ def _write_whole(file: int, data: bytes, size: int) -> None:
     except OSError:
         os.ftruncate(file, size)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name as durable as its contents."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -339,4 +331,4 @@ def huvidpo_json(scores: Mapping[str, float]) -> str:
 
 def write_huvidpo_json(path: Path, scores: Mapping[str, float]) -> None:
     """`huvidpo_json` into a file."""
-    path.write_text(huvidpo_json(scores), encoding="utf-8")
+    write_text(path, huvidpo_json(scores))

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from preferences.clips import file_sha256
+from huvidpo.files import hash_file
 
 
 def sha256_of(path: Path) -> str:
@@ -14,4 +14,4 @@ def sha256_of(path: Path) -> str:
 
 @lru_cache(maxsize=65536)
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    return file_sha256(path)
+    return hash_file(path)

@@ -11,7 +11,6 @@ import psutil
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.multiprocess import mark_process_dead
 
-STAGES = ("queue", "first_frame", "video", "encode")
 _SECONDS = (
     0.01,
     0.03,

@@ -5,7 +5,8 @@ from pathlib import Path
 from clips import write_clip
 from PIL import Image
 
-from preferences.clips import ClipEntry, file_sha256, write_clips
+from huvidpo.files import hash_file
+from preferences.clips import ClipEntry, write_clips
 from preferences.records import RATINGS_FILE, Rating, append
 
 SCORES = (9.0, 7.5, 6.0, 4.0, 2.5, 1.0)
@@ -29,7 +30,7 @@ def write_rated(folder: Path, *, pictures: bool = False, category: str = "horse"
                 rater="made up",
                 category=category,
                 clip=name,
-                sha256=file_sha256(folder / name),
+                sha256=hash_file(folder / name),
                 prompt=caption,
                 score=score,
             ),

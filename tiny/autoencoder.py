@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from huvidpo.hardware import mixed_precision, prepare_to_train
+from preferences.metrics import psnr
 from tiny.common import DATA, FAMILY, fit, parse_recipe, to_unit
 from tiny.dataset import load_split
 from training.recipes import Recipe
@@ -76,13 +77,13 @@ def fold_normalisation(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
+def mean_psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     """Mean over pictures of the PSNR in dB of what the VAE gives back."""
-    errors = []
+    values = []
     for batch in pictures.split(64):
         out = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
-        errors.append(((out - batch) / 2).square().mean((1, 2, 3)))
-    return float((-10 * torch.cat(errors).log10()).mean())
+        values += [psnr(a.numpy(), b.numpy(), span=2) for a, b in zip(out, batch, strict=True)]
+    return float(np.mean(values))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Reconstruction:
         return f"random crops number {draw}"
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        return {"psnr_db": psnr(model, self.test)}
+        return {"psnr_db": mean_psnr(model, self.test)}
 
     def sample(self, step: int, folder: Path) -> None:
         """The PSNR says it all."""
@@ -121,7 +122,7 @@ def main() -> None:
     vae = prepare_to_train(build())
     if fit("vae", vae, Reconstruction(clips, test[:64]), recipe):
         fold_normalisation(vae, to_unit(torch.from_numpy(np.ascontiguousarray(clips[:512, 7]))))
-        print(json.dumps({"held_out_psnr_db": round(psnr(vae, test), 2), "steps": recipe.steps}))
+        print(json.dumps({"held_out_psnr_db": round(mean_psnr(vae, test), 2), "steps": recipe.steps}))
         vae.half().save_pretrained(FOLDER)
 
 

@@ -48,7 +48,7 @@ def spoil(truth: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
 def preferred(judge: Judge, chosen: Iterable[Scene], by_category: bool = True) -> dict[str, list[bool]]:
     """Way to spoil a clip -> per scene, whether the truth scores higher.
 
-    `by_category`: the judge is told how much the category moves; else it takes its own figure for all.
+    `by_category`: the judge is told how much the category moves; else it takes its own value for all.
     """
     won: dict[str, list[bool]] = {}
     for i, scene in enumerate(chosen):

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tiny.world import CATEGORIES, FRAMES, SIZE, STYLES, Scene, random_scene, render
+from huvidpo.files import write_text
+from tiny.world import FRAMES, SIZE, Scene, random_scenes, render
 
 SEEDS = {"clips": 1, "stills": 2, "held_out": 3}
 
 
 def scenes(kind: str, count: int) -> list[Scene]:
     """`count` random scenes of a split, categories and styles in turn so that each is equally frequent."""
-    rng = np.random.default_rng(SEEDS[kind])
-    return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
+    return random_scenes(count, SEEDS[kind])
 
 
 def write_split(folder: Path, kind: str, count: int, frames: int) -> None:
@@ -42,7 +42,7 @@ def write_split(folder: Path, kind: str, count: int, frames: int) -> None:
         for i, clip in enumerate(tqdm(jobs, total=count, desc=kind, unit="clip")):
             store[i] = clip
     store.flush()
-    done.write_text(json.dumps([dataclasses.asdict(scene) for scene in todo]))
+    write_text(done, json.dumps([dataclasses.asdict(scene) for scene in todo]))
 
 
 def _render(job: tuple[Scene, int]) -> np.ndarray:

@@ -27,12 +27,15 @@ from huvidpo import video
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
+from huvidpo.files import write_text
 from huvidpo.loading import load_part, load_tokenizer
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from judging.thumbnails import tile
+from preferences.metrics import frame_difference, psnr
 from tiny.clip import normalised, zero_shot
 from tiny.common import DATA, FAMILY, STAGE1
 from tiny.dataset import load_split
-from tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene, random_scenes
+from tiny.world import CATEGORIES, STYLES, Scene, caption, random_scene, random_scenes
 
 BATCH = 16
 SEED = 900_000  # far from every seed used in training
@@ -84,45 +87,32 @@ def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, 
     }, pictures
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """PSNR of a clip in dB, from its mean squared error over all frames; a, b: uint8 [F, H, W, 3].
-
-    Not the mean of the frames' PSNRs: one frame that equals the first would decide a periodic motion's value.
-    """
-    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-6)))
-
-
-def motion(clip: np.ndarray) -> float:
-    """Mean absolute difference between adjacent frames, in grey levels of 255."""
-    return float(np.abs(np.diff(clip.astype(np.float32), axis=0)).mean())
-
-
 def judge_clips(pipeline: VideoPipeline, count: int) -> dict[str, dict[str, float]]:
     """Continue the true first frames of `count` held-out scenes; compare with the truth by category."""
     truths, scenes = load_split(DATA, "held_out")
     rows = [(scene, truths[i], SEED + i) for i, scene in enumerate(scenes[:count])]
     result: dict[str, dict[str, float]] = {}
     for category in tqdm(CATEGORIES, desc="clips"):
-        figures = []
+        metrics = []
         for run in batches([row for row in rows if row[0].category == category]):
             clips = pipeline([request_for(s, seed) for s, _, seed in run], [truth[0] for _, truth, _ in run])
-            figures += [compare(clip, truth) for clip, (_, truth, _) in zip(clips, run, strict=True)]
-        means = {key: round(float(np.mean([f[key] for f in figures])), 3) for key in figures[0]}
+            metrics += [compare(clip, truth) for clip, (_, truth, _) in zip(clips, run, strict=True)]
+        means = {key: round(float(np.mean([row[key] for row in metrics])), 3) for key in metrics[0]}
         means["gain_over_frozen_db"] = round(means["psnr"] - means["psnr_frozen"], 3)
-        means["motion_ratio"] = round(means["motion"] / means["motion_truth"], 3)
+        ratio = means["frame_difference"] / means["frame_difference_truth"]
+        means["frame_difference_ratio"] = round(ratio, 3)
         result[category] = means
     return result
 
 
 def compare(clip: Any, truth: np.ndarray) -> dict[str, float]:
-    """Figures of one clip against its truth, both uint8 [F, H, W, 3], beside the frozen first frame's."""
+    """Metrics of one clip against its truth, both uint8 [F, H, W, 3], beside the frozen first frame's."""
     frozen = np.repeat(truth[:1], len(truth) - 1, 0)
     return {
         "psnr": psnr(clip[1:], truth[1:]),
         "psnr_frozen": psnr(frozen, truth[1:]),
-        "motion": motion(clip),
-        "motion_truth": motion(truth),
+        "frame_difference": frame_difference(clip),
+        "frame_difference_truth": frame_difference(truth),
     }
 
 
@@ -134,10 +124,10 @@ def draw_sheets(first: FirstFramePipeline, second: VideoPipeline, out: Path) -> 
         scenes = [random_scene(rng, category, style) for style in STYLES]
         requests = [request_for(scene, SEED + 4 * i + j) for j, scene in enumerate(scenes)]
         rows.append(second(requests, cast(Any, first(requests))))
-    still = contact_sheet([[clip[t] for clip in row for t in SHEET_FRAMES] for row in rows])
+    still = tile([[clip[t] for clip in row for t in SHEET_FRAMES] for row in rows])
     save_picture(still, out / "clips.png", scale=1)
     pairs = [left + right for left, right in zip(rows[::2], rows[1::2], strict=True)]
-    moving = [contact_sheet([[clip[t] for clip in pair] for pair in pairs]) for t in range(len(rows[0][0]))]
+    moving = [tile([[clip[t] for clip in pair] for pair in pairs]) for t in range(len(rows[0][0]))]
     (out / "clips.webp").write_bytes(video.encode(np.stack(moving).repeat(2, 1).repeat(2, 2), 8, "webp"))
 
 
@@ -158,7 +148,7 @@ def draw_before_after(first: FirstFramePipeline, second: VideoPipeline, out: Pat
         requests = [request_for(scene, SEED + 40 + 4 * i + j) for j, scene in enumerate(scenes)]
         frames = cast(Any, first(requests))
         rows += [plain(requests, frames), second(requests, frames)]
-    moving = [contact_sheet([[clip[t] for clip in row] for row in rows]) for t in range(len(rows[0][0]))]
+    moving = [tile([[clip[t] for clip in row] for row in rows]) for t in range(len(rows[0][0]))]
     animation = video.encode(np.stack(moving).repeat(2, 1).repeat(2, 2), 8, "webp")
     (out / "before_after.webp").write_bytes(animation)
 
@@ -179,12 +169,12 @@ def main() -> None:
     draw_before_after(first, second, args.out)
     frames, pictures = judge_first_frames(first, args.frames)
     save_picture(
-        contact_sheet([pictures[i : i + 8] for i in range(0, min(64, args.frames), 8)]),
+        tile([pictures[i : i + 8] for i in range(0, min(64, args.frames), 8)]),
         args.out / "first_frames.png",
         2,
     )
     result = {"first_frames": frames, "clips": judge_clips(second, args.clips)}
-    (args.out / "quality.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(args.out / "quality.json", json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

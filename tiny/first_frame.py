@@ -23,9 +23,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from huvidpo.catalog import Component
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part, load_tokenizer
+from judging.thumbnails import tile
 from tiny.common import DATA, FAMILY, fit, parse_recipe, scheduler
 from tiny.dataset import load_split
-from tiny.world import CATEGORIES, STYLES, Scene, caption, contact_sheet, random_scene
+from tiny.world import CATEGORIES, STYLES, Scene, caption, random_scene
 from training.losses import prediction_target
 from training.recipes import Recipe
 
@@ -131,7 +132,7 @@ def sample_sheet(
         .to(torch.uint8)
         .numpy()
     )
-    return contact_sheet([list(pictures[i : i + 8]) for i in range(0, 32, 8)])
+    return tile([list(pictures[i : i + 8]) for i in range(0, 32, 8)])
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.config import ClipRequest
+from huvidpo.files import hash_file, write_text
 from huvidpo.loading import load_part
-from huvidpo.pipeline import FirstFramePipeline
+from huvidpo.pipeline import FirstFramePipeline, full_prompt
 from judging.judge import Judge, embed_caption, embed_frames, load_judge
-from preferences.clips import ClipEntry, file_sha256, write_clips
+from preferences.clips import ClipEntry, write_clips
 from preferences.metrics import win_rate
 from preferences.records import RATINGS_FILE, Rating, append
 from tiny.common import FAMILY, RUNS
@@ -52,10 +53,6 @@ def draw(pipeline: FirstFramePipeline, wanted: list[ClipRequest]) -> list[np.nda
     return pictures
 
 
-def caption_of(request: ClipRequest) -> str:
-    return load_catalog().style(request.style).apply(request.prompt)
-
-
 def score(judge: Judge, picture: np.ndarray, caption: str) -> float:
     """The stated rule, 0..10."""
     return 10 * max(0.0, float(embed_frames(judge, picture[None])[0] @ embed_caption(judge, caption)))
@@ -73,12 +70,12 @@ def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
     made += [(request_for(scene, 0), render(scene, 1)[0]) for scene in scenes]
     entries = []
     for i, (request, picture) in enumerate(made):
-        name, caption = f"{i:04d}.png", caption_of(request)
+        name, caption = f"{i:04d}.png", full_prompt(request, load_catalog())
         Image.fromarray(picture).save(RATED / name)
         seed, model = (request.seed, "tiny") if i < len(wanted) else (None, "")
         entries.append(ClipEntry(video=name, caption=caption, seed=seed, model=model))
         rating = Rating(
-            clip=name, sha256=file_sha256(RATED / name), prompt=caption, seed=seed, category="",
+            clip=name, sha256=hash_file(RATED / name), prompt=caption, seed=seed, category="",
             rater="simulated", score=score(judge, picture, caption),
         )  # fmt: skip
         append(RATED / RATINGS_FILE, rating)
@@ -89,7 +86,7 @@ def compare(plain: FirstFramePipeline, aligned: FirstFramePipeline, judge: Judge
     """Win rate of the aligned network over the plain one on held-out prompts and seeds, same noise."""
     scenes = random_scenes(HELD_OUT, HELD_OUT_SEED)
     wanted = [request_for(scene, HELD_OUT_SEED + i) for i, scene in enumerate(scenes)]
-    captions = [caption_of(request) for request in wanted]
+    captions = [full_prompt(request, load_catalog()) for request in wanted]
     before, after = (
         [score(judge, p, c) for p, c in zip(draw(pipe, wanted), captions, strict=True)]
         for pipe in (plain, aligned)
@@ -126,7 +123,7 @@ def main() -> int:
         if status := dpo.main([*options, "--full", str(full), "--run", str(FOLDER / "run"), "--resume"]):
             return status
     verdict = compare(plain, load_aligned(full), judge)
-    (FOLDER / "promotion.json").write_text(json.dumps(verdict, indent=2) + "\n")
+    write_text(FOLDER / "promotion.json", json.dumps(verdict, indent=2) + "\n")
     print(json.dumps(verdict, indent=2))
     if verdict["accepted"]:
         shutil.copytree(full, UNET, dirs_exist_ok=True)

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from huvidpo.catalog import Component
+from huvidpo.files import whole_file, write_text
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part
 from tiny.common import DATA, FAMILY, RUNS, to_unit
@@ -31,23 +32,20 @@ def encode_to(path: Path, pictures: np.ndarray, vae: AutoencoderKL) -> None:
     """Latents of uint8 [N, (F,) 64, 64, 3] as float16 [N, 12, (F,) 16, 16]; a finished file is kept."""
     if path.exists():
         return
-    partial = path.with_suffix(".partial")
     frames = pictures.shape[1] if pictures.ndim == 5 else 1
-    shape = (len(pictures), 12, frames, 16, 16)
-    store = np.lib.format.open_memmap(
-        partial, mode="w+", dtype=np.float16, shape=shape if pictures.ndim == 5 else shape[:2] + shape[3:]
-    )
+    shape = (len(pictures), 12, *((frames,) if pictures.ndim == 5 else ()), 16, 16)
     batch = 128 // frames
-    for start in tqdm(range(0, len(pictures), batch), desc=path.stem, mininterval=5):
-        block = to_unit(torch.from_numpy(pictures[start : start + batch]))
-        flat = block.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-        with mixed_precision():
-            mean = vae.encode(flat).latent_dist.mean
-        if frames > 1:
-            mean = mean.unflatten(0, (-1, frames)).transpose(1, 2)
-        store[start : start + batch] = mean.float().numpy()
-    store.flush()
-    partial.rename(path)
+    with whole_file(path) as part:
+        store = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+        for start in tqdm(range(0, len(pictures), batch), desc=path.stem, mininterval=5):
+            block = to_unit(torch.from_numpy(pictures[start : start + batch]))
+            flat = block.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+            with mixed_precision():
+                mean = vae.encode(flat).latent_dist.mean
+            if frames > 1:
+                mean = mean.unflatten(0, (-1, frames)).transpose(1, 2)
+            store[start : start + batch] = mean.float().numpy()
+        store.flush()
 
 
 def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: AutoencoderKL) -> None:
@@ -55,7 +53,7 @@ def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: Autoe
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes]
-    (folder / "captions.json").write_text(json.dumps(captions))
+    write_text(folder / "captions.json", json.dumps(captions))
     encode_to(folder / "latents.npy", clips, vae)
 
 

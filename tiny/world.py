@@ -794,13 +794,10 @@ def random_scenes(count: int, seed: int) -> list[Scene]:
     return [random_scene(rng, CATEGORIES[i % 8], STYLES[i // 8 % 4]) for i in range(count)]
 
 
-def contact_sheet(images: list[list[Array]]) -> Array:
-    """Rows of equally sized pictures as one picture."""
-    return np.concatenate([np.concatenate(row, 1) for row in images])
-
-
 def main() -> None:
     from PIL import Image
+
+    from judging.thumbnails import tile
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -810,7 +807,7 @@ def main() -> None:
     scenes = [[render(random_scene(rng, c, s), 1)[0] for s in STYLES for _ in range(2)] for c in CATEGORIES]
     motion = [list(render(random_scene(rng, c, STYLES[i % 4]))[::2]) for i, c in enumerate(CATEGORIES)]
     for name, sheet in (("scenes", scenes), ("motion", motion)):
-        picture = Image.fromarray(contact_sheet(sheet))
+        picture = Image.fromarray(tile(sheet))
         picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(
             args.out / f"{name}.png"
         )

@@ -11,9 +11,7 @@ Two kinds of folder are read:
   strings: for base pre-training on thousands of clips. It is read through a memory map.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from huvidpo import video
-from huvidpo.checkpoint import fingerprint_tensors
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import hash_facts, hash_file, hash_tensors, whole_file
 from huvidpo.latents import to_latents
 from training.recipes import ClipRecipe, MotionRecipe
 
@@ -210,9 +208,9 @@ def encode_videos(
     """Latents float16 [N, C, F, h, w] of videos (of pictures, with F 1), each computed once and kept in
     `cache`; and for each the hash of what it was made from. Raises ClipsError naming the file at fault.
     """
-    vae_hash = fingerprint_tensors(vae.state_dict())
+    vae_hash = hash_tensors(vae.state_dict())
     size = (recipe.frames, recipe.height, recipe.width, recipe.fps)
-    keys = [fingerprint_texts(_file_digest(path), vae_hash, *size, mirrored) for path in paths]
+    keys = [fingerprint_texts(hash_file(path), vae_hash, *size, mirrored) for path in paths]
     files = [cache / "latents" / f"{key}.npy" for key in keys]
     rows = [
         _cached_latents(file, path, vae, recipe, mirrored)
@@ -236,11 +234,8 @@ def _cached_latents(
 
 def save_array(file: Path, array: np.ndarray) -> None:
     """Write an array so that a reader sees the whole of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    with part.open("wb") as stream:
+    with whole_file(file) as part, part.open("wb") as stream:
         np.save(stream, array)
-    part.replace(file)
 
 
 def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[str], str]:
@@ -256,7 +251,7 @@ def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[st
         raise ClipsError(f"{folder / 'latents.npy'} is {latents.dtype} {latents.shape}; want {want}")
     if len(captions) != len(latents):
         raise ClipsError(f"{folder}: {len(captions)} captions for {len(latents)} clips")
-    return latents, captions, fingerprint_texts(_file_digest(folder / "latents.npy"), text)
+    return latents, captions, fingerprint_texts(hash_file(folder / "latents.npy"), text)
 
 
 # Text
@@ -284,11 +279,6 @@ def embed_texts(texts: Iterable[str], tokenizer: Any, text_encoder: Any) -> dict
 # Fingerprints
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def fingerprint_texts(*parts: object) -> str:
     """sha256 over texts (and what `str` makes of other things), in their order."""
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()
+    return hash_facts([str(part) for part in parts])

@@ -46,13 +46,14 @@ from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import load_tensors, save_tensors, with_weights
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import hash_tensors
 from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import fingerprint
 from preferences.metrics import ssim
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
-from training.data import embed_texts, fingerprint_tensors, rows_for
+from training.data import embed_texts, rows_for
 from training.lineage import commit, write_network
 from training.loop import TrainingError, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
@@ -313,7 +314,7 @@ def set_up_clips(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: Acc
     assert stage1 is not None
     base = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
     motion = load_tensors(stage1)
-    origin = {"base": fingerprint(base), "stage1": fingerprint_tensors(motion)}
+    origin = {"base": fingerprint(base), "stage1": hash_tensors(motion)}
     origin["attention_mode"] = base.config.attention_mode
     check_lineage(base, [stage1])
     unet = with_weights(base, motion).to(device, memory_format=torch.channels_last)
@@ -336,7 +337,7 @@ def set_up_pictures(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: 
     model, device = given.model, accelerator.device
     pipeline = load_first_frame(model, device)
     unet = pipeline.pipe.unet
-    base = fingerprint_tensors(unet.state_dict())
+    base = hash_tensors(unet.state_dict())
     with accelerator.main_process_first():  # the others find what it cached
         rated = load_rated(given.clips, "", pipeline.pipe.vae, recipe, cache, given.ratings)
     network = picture_network(model, pipeline, recipe, rated.captions)

@@ -21,7 +21,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.data import Clips, fingerprint_tensors
+from huvidpo.files import hash_tensors, whole_file
+from training.data import Clips
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,16 @@ def invert_clips(
 ) -> InvertedNoise:
     """Inverted noise of every row at `count` levels, made once per base and clips and kept in `cache`."""
     timesteps = levels(scheduler, count)
-    base = fingerprint_tensors(model.state_dict())
+    base = hash_tensors(model.state_dict())
     file = cache / "inverted" / f"{base[:16]}-{clips.fingerprint[:16]}-{count}.npy"
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.part")
         shape = (len(clips.captions), count, *clips.latents.shape[1:])
-        store = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
-        for row, caption in enumerate(tqdm(clips.captions, desc="inversion", unit="clip")):
-            latents = torch.from_numpy(clips.latents[row : row + 1].astype(np.float32)).to(device)
-            text = texts[caption][None].to(device)
-            for level, noise in enumerate(invert(model, scheduler, latents, text, timesteps)):
-                store[row, level] = noise[0].float().cpu().numpy()
-        store.flush()
-        part.replace(file)
+        with whole_file(file) as part:
+            store = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+            for row, caption in enumerate(tqdm(clips.captions, desc="inversion", unit="clip")):
+                latents = torch.from_numpy(clips.latents[row : row + 1].astype(np.float32)).to(device)
+                text = texts[caption][None].to(device)
+                for level, noise in enumerate(invert(model, scheduler, latents, text, timesteps)):
+                    store[row, level] = noise[0].float().cpu().numpy()
+            store.flush()
     return InvertedNoise(timesteps, np.load(file, mmap_mode="r"))

@@ -1,7 +1,6 @@
 """Where a file of weights comes from: the lineage in its safetensors metadata, and the card beside it."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import read_metadata
-from preferences.clips import file_sha256
+from huvidpo.files import hash_file, whole_folder, write_text
 
 
 def commit() -> str:
@@ -39,27 +38,24 @@ def write_card(file: Path, metrics: Mapping[str, Any] | None = None) -> Path:
     Recipes, JSON texts in the metadata, are spelt out. Returns the card's path; an older card is replaced.
     """
     lineage = {key: _spelt_out(key, value) for key, value in sorted(read_metadata(file).items())}
-    facts = {"file": file.name, "sha256": file_sha256(file), "bytes": file.stat().st_size}
+    facts = {"file": file.name, "sha256": hash_file(file), "bytes": file.stat().st_size}
     card = card_path(file)
-    part = card.with_name(f".{card.name}.{os.getpid()}.part")
     text = json.dumps({**facts, "lineage": lineage, "metrics": dict(metrics or {})}, indent=1)
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(card)
+    write_text(card, text + "\n")
     return card
 
 
 def write_network(folder: Path, network: Any, provenance: Mapping[str, str]) -> None:
     """A diffusers network as a folder, fp16, with its lineage in `training.json`; an older one goes last."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    network.half().to(memory_format=torch.contiguous_format).save_pretrained(part)
-    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # a path of this machine
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (part / "training.json").write_text(json.dumps(dict(provenance), indent=1) + "\n", encoding="utf-8")
-    for file in part.iterdir():
-        file.chmod((part / "training.json").stat().st_mode)  # safetensors makes its own private
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with whole_folder(folder) as part:
+        network.half().to(memory_format=torch.contiguous_format).save_pretrained(part)
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)  # a path of this machine
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (part / "training.json").write_text(json.dumps(dict(provenance), indent=1) + "\n", encoding="utf-8")
+        for file in part.iterdir():
+            file.chmod((part / "training.json").stat().st_mode)  # safetensors makes its own private
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _spelt_out(key: str, value: str) -> Any:

@@ -22,10 +22,10 @@ from torch import Tensor
 from huvidpo.catalog import load_catalog
 from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
 from huvidpo.errors import CheckpointError, HuViDPOError
+from huvidpo.files import hash_tensors
 from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge, pair_halves
 from huvidpo.unet import VideoUNet, fingerprint
-from training.data import fingerprint_tensors
 from training.lineage import carried_on, commit, write_card
 from training.motion import write_base
 
@@ -40,7 +40,7 @@ def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Te
     motion, adapters = load_tensors(stage1), load_tensors(lora)
     check_fits(unet, motion)
     metadata = read_metadata(lora)
-    earlier = {"base": fingerprint(unet), "stage1": fingerprint_tensors(motion)}
+    earlier = {"base": fingerprint(unet), "stage1": hash_tensors(motion)}
     check_stage1(lora, metadata, earlier["stage1"])
     check_lineage(unet, [stage1, lora])
     merged = merge({**unet.state_dict(), **motion}, adapters, lora_alpha(lora, metadata, adapters))
@@ -50,7 +50,7 @@ def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Te
         **earlier,
         "stage": "dpo",
         "attention_mode": unet.config.attention_mode,
-        "lora": fingerprint_tensors(adapters),
+        "lora": hash_tensors(adapters),
         "merge_commit": commit(),
     }
     return {name: tensor.float() for name, tensor in motion.items()} | merged, lineage

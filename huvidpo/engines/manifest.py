@@ -11,19 +11,16 @@ collide.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.errors import EngineError
-
-if TYPE_CHECKING:
-    from torch import Tensor  # importing torch takes seconds, and builds run in processes without it
+from huvidpo.files import hash_facts
 
 ONNX = "onnxruntime"
 BACKENDS = ("tensorrt", "tensorrt-rtx", ONNX)
@@ -73,7 +70,7 @@ class Manifest:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     onnx_sha256: str  # of the graph without its weights
-    weights_sha256: str  # see `hash_weights`
+    weights_sha256: str  # see `huvidpo.files.hash_tensors`
     build_seconds: float = 0.0
     bytes: int = 0  # of the engine's files, the manifest apart
     created: str = ""  # ISO time, UTC
@@ -87,11 +84,11 @@ class Manifest:
 
     def key(self) -> str:
         """The name of the engine's folder."""
-        return _digest(_without(self, *_MEASURED))
+        return hash_facts(_without(self, *_MEASURED))
 
     def content(self) -> str:
         """Equal for engines that are the same but for the names of model and category."""
-        return _digest(_without(self, *_MEASURED, "model", "category"))
+        return hash_facts(_without(self, *_MEASURED, "model", "category"))
 
     def files(self) -> tuple[str, ...]:
         """Names of the engine's files beside the manifest."""
@@ -101,23 +98,6 @@ class Manifest:
 def engines_folder() -> Path:
     """The cache: HUVIDPO_ENGINES, else runs/engines of the project."""
     return Path(os.environ.get("HUVIDPO_ENGINES") or PROJECT_ROOT / "runs" / "engines")
-
-
-def hash_weights(tensors: "Mapping[str, Tensor]", precision: str) -> str:
-    """sha256 over names, shapes and values of a network's state dict, as cast to `precision`.
-
-    float16 weights loaded in float32 for a float16 engine hash as they do from their file.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        if tensor.is_floating_point():
-            tensor = tensor.to(getattr(torch, precision))
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -225,7 +205,3 @@ def _port(port: Any) -> Port:
 
 def _without(manifest: Manifest, *names: str) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(manifest).items() if key not in names}
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

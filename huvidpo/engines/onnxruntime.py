@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from huvidpo.engines.base import EngineSpec, Run, check_inputs
-from huvidpo.engines.manifest import engines_folder, find_engine, hash_weights
+from huvidpo.engines.manifest import engines_folder, find_engine
 from huvidpo.engines.networks import Row
 from huvidpo.errors import EngineError
+from huvidpo.files import hash_tensors
 
 
 def onnxruntime(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
@@ -30,7 +31,7 @@ def onnxruntime(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
         category=category,
         backend="onnxruntime",
         precision=precision,
-        weights_sha256=hash_weights(module.state_dict(), precision),
+        weights_sha256=hash_tensors(module.state_dict(), precision),
     )
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

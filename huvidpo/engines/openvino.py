@@ -5,11 +5,8 @@ The graph of a network is traced once per architecture, weights left out as inpu
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from collections import OrderedDict
@@ -29,6 +26,7 @@ from huvidpo.engines.base import EngineSpec, OnLoad, Run
 from huvidpo.engines.manifest import engines_folder
 from huvidpo.engines.networks import Row, spec_inputs
 from huvidpo.errors import EngineError
+from huvidpo.files import hash_facts, hash_file, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -195,9 +193,9 @@ def architecture(config: Mapping[str, Any]) -> str:
     facts = {
         "config": {name: value for name, value in config.items() if not name.startswith("_")},
         "tools": {name: version(name) for name in _TOOLS},
-        "sources": [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in _SOURCES],
+        "sources": [hash_file(here / name) for name in _SOURCES],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return hash_facts(facts)[:24]
 
 
 @torch.no_grad()
@@ -254,12 +252,8 @@ def replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
 def keep(model: Any, folder: Path) -> None:
     """Save a graph, all at once. Where nothing can be written it is traced anew at every start."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
-            part = Path(temporary) / "graph"
-            part.mkdir()
+        with whole_folder(folder) as part:
             import_openvino().save_model(model, part / "graph.xml", compress_to_fp16=False)
-            part.rename(folder)
     except (OSError, RuntimeError) as error:
         logger.info("the graph is not kept in %s: %s", folder, error)
 

@@ -6,7 +6,6 @@ load. All engines of a device run in turn on one stream and share one scratch me
 
 import logging
 import mmap
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from torch import Tensor
 
 from huvidpo.engines.base import EngineSpec, OnLoad, Run, check_inputs
 from huvidpo.engines.flavours import FLAVOURS, import_flavour, make_logger
-from huvidpo.engines.manifest import Manifest, engines_folder, find_engine, hash_weights
+from huvidpo.engines.manifest import Manifest, engines_folder, find_engine
 from huvidpo.engines.networks import Row
 from huvidpo.errors import EngineError
+from huvidpo.files import hash_tensors, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def tensorrt(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
     """
     capability = "{}.{}".format(*torch.cuda.get_device_capability(spec.device))
     precision = str(module.dtype).removeprefix("torch.")
-    weights = hash_weights(module.state_dict(), precision)
+    weights = hash_tensors(module.state_dict(), precision)
     refusals = []
     for flavour in FLAVOURS:
         try:
@@ -193,11 +193,8 @@ class Plan:
     def keep_kernels(self) -> None:
         """A cache that cannot be written costs the next start some seconds, nothing else."""
         data = bytes(self.context.get_runtime_config().get_runtime_cache().serialize())
-        path, part = self.kernel_cache, self.kernel_cache.with_suffix(f".{os.getpid()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-            part.replace(path)
+            write_bytes(self.kernel_cache, data)
         except OSError as error:
             logger.info("the compiled kernels are not kept: %s", error)
 

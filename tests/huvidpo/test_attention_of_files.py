@@ -12,9 +12,10 @@ from family import LATENT_CHANNELS, SIZE, TEXT_WIDTH
 from torch import Tensor
 
 from huvidpo.catalog import load_catalog
-from huvidpo.checkpoint import fingerprint_tensors, load_tensors, save_tensors
+from huvidpo.checkpoint import load_tensors, save_tensors
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError
+from huvidpo.files import hash_tensors
 from huvidpo.loading import load_category
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
@@ -231,7 +232,7 @@ def test_one_image_unet_gives_one_video_unet() -> None:
 def test_a_networks_hash_is_of_tensors_and_settings() -> None:
     image = image_unet()
     first_prev, first = (VideoUNet.from_2d(image, mode) for mode in ("first_prev", "first"))
-    assert fingerprint_tensors(first.state_dict()) == fingerprint_tensors(first_prev.state_dict())
+    assert hash_tensors(first.state_dict()) == hash_tensors(first_prev.state_dict())
     with torch.no_grad():
         other = VideoUNet.from_2d(image)
         other.conv_in.conv2d.bias += 1
@@ -267,7 +268,7 @@ def test_a_category_of_another_base_is_refused_when_serving(
     tensors = load_tensors(family / "categories/horse.safetensors")
     file = tmp_path / "weights.safetensors"
     right = {"attention_mode": "first_prev"}
-    for base_hash in (fingerprint(base), fingerprint_tensors(base.state_dict())):  # ours, and of older files
+    for base_hash in fingerprint(base)(base.state_dict()):  # ours, and of older files
         save_tensors(file, tensors, right | {"base": base_hash})
         pipeline = serve(family, tmp_path, monkeypatch, weights=file)
         assert all(torch.equal(pipeline.unets["horse"].state_dict()[name], x) for name, x in tensors.items())

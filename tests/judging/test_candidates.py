@@ -7,9 +7,10 @@ from PIL import Image
 
 from huvidpo import video
 from huvidpo.catalog import Category
+from huvidpo.files import hash_file
 from judging.candidates import default_prompts, main, plan, read_pictures
 from judging.thumbnails import contact_sheet, strip
-from preferences.clips import file_sha256, read_clips
+from preferences.clips import read_clips
 from training.data import read_captions
 
 
@@ -60,7 +61,7 @@ def test_command_makes_a_folder_to_rate(tiny_family, tmp_path, capsys):
     ]
     assert [entry.seed for entry in entries] == [7, 8, 9, 10, 11]
     weights = tiny_family / "categories" / "horse.safetensors"
-    assert entries[0].lineage == {"weights": "horse.safetensors", "sha256": file_sha256(weights)}
+    assert entries[0].lineage == {"weights": "horse.safetensors", "sha256": hash_file(weights)}
     assert entries[4].caption == "a horse runs, pixel art style"
     assert (entries[4].category, entries[4].model) == ("horse", "tiny")
     assert read_captions(out)[4] == (out / "0004.mp4", entries[4].caption)  # stage 1 reads the folder too
@@ -82,7 +83,7 @@ def test_weights_may_come_from_any_file(tiny_family, tmp_path):
         assert main(command) == 0
         clips[name] = video.decode(tmp_path / name / "0000.mp4")[0]
     (entry,) = read_clips(tmp_path / "other")
-    assert entry.lineage["sha256"] == file_sha256(weights)
+    assert entry.lineage["sha256"] == hash_file(weights)
     assert not np.array_equal(clips["own"], clips["other"])
     assert json.loads((tmp_path / "own" / "captions.jsonl").read_text())["seed"] == 3
 

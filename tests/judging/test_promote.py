@@ -8,8 +8,9 @@ import torch
 from huvidpo import video
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, save_tensors
+from huvidpo.files import hash_file
 from judging.promote import Pair, decide, main
-from preferences.clips import file_sha256, read_clips
+from preferences.clips import read_clips
 from preferences.metrics import EvaluationError
 from preferences.records import Comparison, append
 from tiny.world import caption, random_scene, render
@@ -112,7 +113,7 @@ def test_people_decide_and_accepted_weights_ship(quick_family, tmp_path, capsys)
         answer = "a"
         if i % 2:
             names, answer = names[::-1], "b"  # whichever side the candidate is on
-        a, b = ({"clip": name, "sha256": file_sha256(run / name)} for name in names)
+        a, b = ({"clip": name, "sha256": hash_file(run / name)} for name in names)
         sides = {f"{key}_{side}": value for side, clip in (("a", a), ("b", b)) for key, value in clip.items()}
         append(
             run / "ratings.jsonl",

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from preferences.clips import ClipEntry, ClipFolderError, file_sha256, read_clips, write_clips
+from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -51,8 +51,3 @@ def test_a_folder_without_clips_is_refused(tmp_path, text):
         (tmp_path / "captions.jsonl").write_text(text)
     with pytest.raises(ClipFolderError, match=r"captions\.jsonl"):
         read_clips(tmp_path)
-
-
-def test_file_hash(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")  # FIPS 180-2, "abc"

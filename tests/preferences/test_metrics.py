@@ -11,8 +11,10 @@ from preferences.metrics import (
     detail,
     flow,
     frame_consistency,
+    frame_difference,
     freeze,
     mse,
+    psnr,
     ratio_of_means,
     smoothness,
     ssim,
@@ -61,9 +63,17 @@ def test_mse_and_ssim_by_hand():
     clip = np.zeros((3, 16, 16, 3), np.uint8)
     clip[1], clip[2] = 3, 7
     assert mse(clip) == (9 + 16) / 2
+    assert frame_difference(clip) == (3 + 4) / 2
     c1 = (0.01 * 255) ** 2  # flat pictures: only the luminance term of SSIM is left
     terms = [(2 * a * b + c1) / (a * a + b * b + c1) for a, b in ((0, 3), (3, 7))]
     assert ssim(clip) == pytest.approx(100 * np.mean(terms), rel=1e-4)
+
+
+def test_psnr_by_hand():
+    a, b = np.zeros((2, 2, 2, 3), np.uint8), np.full((2, 2, 2, 3), 51, np.uint8)  # a fifth of 255
+    assert psnr(a, b) == psnr(b, a) == pytest.approx(20 * np.log10(5))
+    assert psnr(a / 255, b / 255, span=1) == pytest.approx(20 * np.log10(5))
+    assert psnr(a, a) == pytest.approx(20 * np.log10(255) + 60)
 
 
 def test_smoothness_of_known_courses():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preferences.clips import file_sha256
+from huvidpo.files import hash_file
 from preferences.pairs import (
     RankedClip,
     agreement,
@@ -242,7 +242,7 @@ def test_what_makes_no_pairs_is_refused():
 def test_clips_are_checked_against_their_hash_when_pairs_are_made(tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.mp4").write_bytes(bytes([i]))
-        hashed = file_sha256(tmp_path / f"{i}.mp4")
+        hashed = hash_file(tmp_path / f"{i}.mp4")
         append(tmp_path / "ratings.jsonl", rating("ann", f"{i}.mp4", i, sha256=hashed))
     pairs = load_pairs(tmp_path, holdout=0)
     assert len(pairs.train) == 10

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from huvidpo import video
+from huvidpo.catalog import load_catalog
 from huvidpo.checkpoint import read_metadata, save_tensors
-from huvidpo.pipeline import FirstFramePipeline
+from huvidpo.pipeline import FirstFramePipeline, full_prompt
 from judging.judge import load_judge
 from preferences.clips import read_clips
 from preferences.pairs import make_pairs, rank
@@ -99,5 +100,7 @@ def test_the_rule_prefers_the_picture_of_its_caption(drawn):
     horse, rain = (pictures.request_for(scene, 1) for scene in random_scenes(8, 1)[3::4])
     assert (horse.category, rain.category) == ("horse", "rain")
     picture = pictures.draw(plain, [horse])[0]
-    own, other = (pictures.score(judge, np.asarray(picture), pictures.caption_of(r)) for r in (horse, rain))
+    own, other = (
+        pictures.score(judge, np.asarray(picture), full_prompt(r, load_catalog())) for r in (horse, rain)
+    )
     assert own > other

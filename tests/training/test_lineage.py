@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from huvidpo.checkpoint import save_tensors
-from preferences.clips import file_sha256
+from huvidpo.files import hash_file
 from training.lineage import card_path, carried_on, commit, write_card
 
 
@@ -21,7 +21,7 @@ def test_card_repeats_the_lineage_and_the_metrics(tmp_path: Path) -> None:
     assert card == card_path(file) == tmp_path / "horse.card.json"
     assert json.loads(card.read_text()) == {
         "file": "horse.safetensors",
-        "sha256": file_sha256(file),
+        "sha256": hash_file(file),
         "bytes": file.stat().st_size,
         "lineage": lineage | {"recipe": {"lr": 0.1}, "stage1_recipe": {"lr": 0.2}},
         "metrics": {"win_rate": 0.75},

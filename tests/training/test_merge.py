@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
+from huvidpo.files import hash_tensors
 from huvidpo.unet import VideoUNet, fingerprint
-from training.data import fingerprint_tensors
 from training.lineage import card_path
 from training.merge import main
 
@@ -32,7 +32,7 @@ def parts(tiny_family: Path, tmp_path: Path) -> tuple[nn.Module, Path, Path]:
     config = LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False)
     torch.manual_seed(0)
     network = inject_adapter_in_model(config, copy.deepcopy(with_weights(base, load_tensors(stage1))))
-    hashes["stage1"] = fingerprint_tensors(load_tensors(stage1))
+    hashes["stage1"] = hash_tensors(load_tensors(stage1))
     preferences = {
         "stage": "dpo",
         "category": "horse",
@@ -80,7 +80,7 @@ def test_files_lineage_and_full_folder(parts, tmp_path: Path, capsys) -> None:
     assert lineage.items() >= metadata.items()
     assert lineage.items() >= {f"stage1_{k}": v for k, v in read_metadata(stage1).items()}.items()
     assert lineage["attention_mode"] == "first_prev"
-    assert lineage["lora"] == fingerprint_tensors(load_tensors(lora))
+    assert lineage["lora"] == hash_tensors(load_tensors(lora))
     card = json.loads(card_path(out).read_text())
     assert card["metrics"] == {"win_rate": 0.75}
     assert card["lineage"]["stage1_recipe"] == {"seed": 3}

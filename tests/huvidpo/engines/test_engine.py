@@ -19,11 +19,12 @@ from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
 from huvidpo.engines.base import Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
-from huvidpo.engines.manifest import Manifest, Port, hash_weights, size_of, write_manifest
+from huvidpo.engines.manifest import Manifest, Port, size_of, write_manifest
 from huvidpo.engines.networks import ROWS
 from huvidpo.engines.onnxruntime import onnxruntime
 from huvidpo.engines.select import compare, place_modules
 from huvidpo.errors import EngineError, InvalidRequest
+from huvidpo.files import hash_tensors
 from huvidpo.loading import load_video_unet
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import VideoUNet
@@ -302,7 +303,7 @@ def double_graph(cache: Path, unet: VideoUNet) -> None:
         inputs=(Port("sample", "float32", *shapes),),
         outputs=(Port("out", "float32", *shapes),),
         onnx_sha256="",
-        weights_sha256=hash_weights(unet.state_dict(), "float32"),
+        weights_sha256=hash_tensors(unet.state_dict(), "float32"),
     )
     folder = cache / manifest.key()
     folder.mkdir()

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from huvidpo.engines.manifest import (
     Port,
     engines,
     find_engine,
-    hash_weights,
     read_manifest,
     refusal,
     write_manifest,
@@ -123,13 +121,3 @@ def test_ports():
     assert not SAMPLE.allows((1, 4))
     with pytest.raises(ValueError, match="not min <= opt <= max"):
         Port("x", "float32", (2,), (1,), (3,))
-
-
-def test_weights_hash_as_the_engine_sees_them():
-    half = {"a": torch.randn(3, 2).half(), "n": torch.tensor([1])}
-    loaded = {name: x.float() if x.is_floating_point() else x for name, x in half.items()}
-    assert hash_weights(half, "float16") == hash_weights(loaded, "float16")
-    assert hash_weights(half, "float16") != hash_weights(half, "float32")
-    moved = half | {"a": half["a"] + 1}
-    assert hash_weights(half, "float16") != hash_weights(moved, "float16")
-    assert hash_weights(half, "float16") != hash_weights({"b": half["a"], "n": half["n"]}, "float16")
