@@ -37,7 +37,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's OpenMP, which torch
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # milliseconds; LLVM's and Intel's
 SETTINGS = Settings.from_env()
 READY_SECONDS = 2.0  # time a runner has to say that it is ready
-RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG in base64 is 3 MB
+RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG is 2 MB
 _COMMON: dict[str, Any] = {
     "workers": 1,
     "traffic": {
@@ -61,12 +61,21 @@ class GuardedService(bentoml.Service):
         from service.http import Guard
         from service.metrics import forget_the_dead
 
-        logging.getLogger("service").setLevel(
-            logging.INFO
-        )  # BentoML shows warnings only, unless told otherwise
+        # BentoML shows the warnings of others only, unless told otherwise
+        logging.getLogger("service").setLevel(logging.INFO)
         forget_the_dead()
-        max_body = SETTINGS.max_body_mib * 2**20 if is_main else RUNNER_BODY
-        return Guard(super().to_asgi(is_main), max_body=max_body, paths=PATHS)
+        return Guard(super().to_asgi(is_main), max_body=SETTINGS.max_body_mib * 2**20, paths=PATHS)
+
+
+class RunnerService(GuardedService):
+    """A runner: reads what gateways send, and nothing else."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        from service import hop
+        from service.http import Guard
+
+        guard = super().to_asgi(is_main)
+        return Guard(guard.app, max_body=RUNNER_BODY, paths=guard.paths, reads=hop.MEDIA_TYPE)
 
 
 class GatewayService(GuardedService):
@@ -91,6 +100,23 @@ class GatewayService(GuardedService):
         )
 
 
+class RawBody(bentoml.IODescriptor):
+    """Leaves the parsing, and so the error answers, to us; BentoML lists the fields of the other base."""
+
+    @classmethod
+    async def from_http_request(cls, request: "Request", serde: Any) -> Any:
+        # what BentoML takes the arguments from
+        return SimpleNamespace(model_fields=["request"], request=request)
+
+
+class JobBody(RawBody, RunnerJob):
+    pass
+
+
+class GenerateBody(RawBody, GenerateRequest):
+    pass
+
+
 class _Runner:
     """What both runners share: one batcher around one model, and an API that streams the lines of a job."""
 
@@ -107,10 +133,12 @@ class _Runner:
             on_broken=end_process,
         )
 
-    @bentoml.api
-    async def run(self, job: RunnerJob, /) -> AsyncGenerator[str, None]:
+    @bentoml.api(input_spec=JobBody)
+    async def run(self, request: Any) -> AsyncGenerator[bytes, None]:
+        from service.hop import unpack_job
         from service.runners import stream
 
+        job = unpack_job(await request.body())
         async with aclosing(stream(self.batcher, job, self._encode)) as lines:
             async for line in lines:
                 yield line
@@ -126,7 +154,7 @@ class _Runner:
         self.batcher.close()
 
 
-@bentoml.service(service_class=GuardedService, **_RUNNER)
+@bentoml.service(service_class=RunnerService, **_RUNNER)
 class FirstFrameRunner(_Runner):
     """Prompt -> first frame."""
 
@@ -136,7 +164,7 @@ class FirstFrameRunner(_Runner):
         self._start("first_frame", runners.load_first_frame, runners.encode_frame)
 
 
-@bentoml.service(service_class=GuardedService, **_RUNNER)
+@bentoml.service(service_class=RunnerService, **_RUNNER)
 class VideoRunner(_Runner):
     """First frame and prompt -> clip."""
 
@@ -144,16 +172,6 @@ class VideoRunner(_Runner):
         from service import runners
 
         self._start("video", runners.load_video, runners.encode_clip)
-
-
-class GenerateBody(bentoml.IODescriptor, GenerateRequest):
-    """Makes BentoML list our fields in its schema and leave the parsing, and so the error answers, to us."""
-
-    @classmethod
-    async def from_http_request(cls, request: "Request", serde: Any) -> Any:
-        return SimpleNamespace(
-            model_fields=["request"], request=request
-        )  # what BentoML takes the arguments from
 
 
 # http: BentoML would listen on all addresses unless told; BENTOML_HOST and --host still say otherwise

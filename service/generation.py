@@ -3,7 +3,6 @@ limits, metrics and errors are settled here, so nothing in this file knows of th
 """
 
 import asyncio
-import base64
 import dataclasses
 import math
 import random
@@ -27,7 +26,7 @@ LEAVING = "the service is shutting down, try again in a few seconds"
 
 
 class Runner(Protocol):
-    """A stage, wherever it runs: a job in, the lines of runners.py out (queued, step..., done or error).
+    """A stage, wherever it runs: a job in, the messages of runners.py out (queued, step..., done or error).
 
     Closing the generator cancels the job.
     """
@@ -186,26 +185,26 @@ class Generation:
         """The first stage alone: prompt -> first frame."""
         async with aclosing(self._run("first_frame", self.first_frame, _job(plan), plan)) as events:
             async for event in events:
-                yield Drawn(base64.b64decode(event)) if isinstance(event, str) else event
+                yield Drawn(event) if isinstance(event, bytes) else event
 
     async def animate(self, plan: Plan, png: bytes) -> AsyncGenerator[Queued | Progress | Finished, None]:
         """The second stage alone: first frame -> clip."""
         job = _job(plan)
-        job.first_frame = base64.b64encode(png).decode("ascii")
+        job.first_frame = png
         started = asyncio.get_running_loop().time()
         async with aclosing(self._run("video", self.video, job, plan)) as events:
             async for event in events:
-                if isinstance(event, str):
+                if isinstance(event, bytes):
                     self._animating = asyncio.get_running_loop().time() - started
                     yield self._finished(plan, event)
                 else:
                     yield event
 
-    def _finished(self, plan: Plan, data: str) -> Finished:
+    def _finished(self, plan: Plan, data: bytes) -> Finished:
         for stage, value in plan.seconds.items():
             metrics.STAGE_SECONDS.labels(stage).observe(value)
         return Finished(
-            base64.b64decode(data),
+            data,
             MEDIA_TYPES[plan.format],
             plan.clip.seed,
             self.settings.model,
@@ -235,16 +234,15 @@ class Generation:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
         return Plan(clip, request.format, deadline)
 
-    async def read_first_frame(self, text: str, options: SamplingOptions) -> bytes:
-        """An uploaded image in base64 -> PNG of the model's size. Raises InvalidRequest."""
+    async def read_first_frame(self, data: bytes, options: SamplingOptions) -> bytes:
+        """An uploaded image file -> PNG of the model's size. Raises InvalidRequest."""
         max_pixels = self.settings.max_image_megapixels * 1_000_000
-        png = await asyncio.to_thread(read_first_frame, text, options.height, options.width, max_pixels)
-        return base64.b64decode(png)
+        return await asyncio.to_thread(read_first_frame, data, options.height, options.width, max_pixels)
 
     async def _run(
         self, stage: str, runner: Runner, job: RunnerJob, plan: Plan
-    ) -> AsyncGenerator[Queued | Progress | str, None]:
-        """Queued and Progress of one stage, then its result in base64; seconds and backend go to `plan`."""
+    ) -> AsyncGenerator[Queued | Progress | bytes, None]:
+        """Queued and Progress of one stage, then its result; seconds and backend go to `plan`."""
         try:
             async with aclosing(self._until(runner(job), plan.deadline)) as lines:
                 async for line in lines:

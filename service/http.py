@@ -58,6 +58,7 @@ class Guard:
         prefixes: tuple[str, ...] = (),
         forms: tuple[str, ...] = (),
         admit: Callable[[Scope, Headers], None] = lambda scope, headers: None,
+        reads: str = "application/json",
     ):
         self.app = app
         self.max_body = max_body  # bytes
@@ -65,6 +66,7 @@ class Guard:
         self.paths, self.prefixes = paths, prefixes
         self.forms = forms  # paths that read multipart/form-data too
         self.admit = admit  # raises for who may not call, before the body is read
+        self.reads = reads  # media type of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -141,7 +143,7 @@ class Guard:
             if not message.get("more_body", False):
                 break
         media_type = headers.get("content-type", "").split(";")[0].strip().lower()
-        allowed = ["application/json", *(["multipart/form-data"] if path in self.forms else [])]
+        allowed = [self.reads, *(["multipart/form-data"] if path in self.forms else [])]
         if size and media_type not in allowed:
             raise WrongMediaType(
                 f"Content-Type: got {media_type[:100]!r}, only {' or '.join(allowed)} is read here"

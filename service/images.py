@@ -1,7 +1,5 @@
 """An uploaded first frame: bytes nobody has vouched for -> pixels of the model's size."""
 
-import base64
-import binascii
 import io
 import warnings
 
@@ -14,16 +12,11 @@ from huvidpo.video import crop_to_aspect
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def read_first_frame(text: str, height: int, width: int, max_pixels: int) -> str:
-    """Base64 of a PNG, JPEG or WebP -> base64 PNG of height x width, cropped to aspect. Raises
-    InvalidRequest.
+def read_first_frame(data: bytes, height: int, width: int, max_pixels: int) -> bytes:
+    """A PNG, JPEG or WebP file -> a PNG file of height x width, cropped to aspect. Raises InvalidRequest.
 
     The pixel count is read from the header and checked before anything is decompressed.
     """
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise _refuse("it is not base64; send the bytes of a PNG, JPEG or WebP as plain base64") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit is checked right below
@@ -38,20 +31,20 @@ def read_first_frame(text: str, height: int, width: int, max_pixels: int) -> str
     except Image.DecompressionBombError:  # Pillow's own limit, far above ours
         raise _refuse(f"at most {max_pixels} pixels are allowed") from None
     except Exception:  # Pillow's decoders raise whatever they like on broken files
-        raise _refuse("it cannot be read; send a whole PNG, JPEG or WebP file as base64") from None
+        raise _refuse("it cannot be read; send a whole PNG, JPEG or WebP file") from None
     return to_png(crop_to_aspect(pixels, height, width))
 
 
-def to_png(frame: np.ndarray) -> str:
-    """uint8 [H, W, 3] -> base64 PNG."""
+def to_png(frame: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
-def from_png(text: str) -> np.ndarray:
+def from_png(data: bytes) -> np.ndarray:
     """What `to_png` wrote, and nothing else, back as uint8 [H, W, 3]."""
-    with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return np.asarray(image.convert("RGB"))
 
 

@@ -1,24 +1,24 @@
 """The gateway's end of the hop to a runner. The only file that touches BentoML's private client.
 
-Two things its proxy does not do (1.4.39): send JSON instead of pickle, and close a stream when its reader
-stops. So requests go out on the proxy's own aiohttp session, and the raw response is closed here: the runner
-notices and drops the job.
+Two things its proxy does not do (1.4.39): send anything but pickle or JSON, and close a stream when its
+reader stops. So requests go out on the proxy's own aiohttp session, and the raw response is closed here: the
+runner notices and drops the job.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
 
+from service import hop
 from service.errors import Unavailable
 from service.request_id import REQUEST_ID
 from service.schemas import RunnerJob
 
 
 async def run(proxy: Any, job: RunnerJob, accept_timeout: float) -> AsyncGenerator[dict[str, Any], None]:
-    """The lines of `runners.stream` for `job`, from the service behind a BentoML dependency `proxy`.
+    """The messages of `runners.stream` for `job`, from the service behind a BentoML dependency `proxy`.
 
     Raises Unavailable when the runner does not accept within `accept_timeout` seconds or goes away.
     """
@@ -26,13 +26,13 @@ async def run(proxy: Any, job: RunnerJob, accept_timeout: float) -> AsyncGenerat
     try:
         session = await _session(proxy)
         async with asyncio.timeout(accept_timeout):
-            headers = {"Content-Type": "application/json", "X-Request-Id": REQUEST_ID.get()}
-            response = await session.post("/run", data=job.model_dump_json().encode(), headers=headers)
+            headers = {"Content-Type": hop.MEDIA_TYPE, "X-Request-Id": REQUEST_ID.get()}
+            response = await session.post("/run", data=hop.pack_job(job), headers=headers)
         if response.status != 200:
             raise RuntimeError(f"the runner answered {response.status}: {(await response.text())[:500]}")
-        async for line in _lines(response.content):
-            yield json.loads(line)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        async for message in hop.messages(response.content):
+            yield message
+    except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
         raise Unavailable("a runner is starting or restarting, try again in a few seconds") from error
     finally:
         if response is not None:
@@ -51,14 +51,3 @@ async def is_ready(proxy: Any, timeout: float) -> bool:
 
 async def _session(proxy: Any) -> aiohttp.ClientSession:
     return await proxy.to_async._session_manager.get_session()
-
-
-async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
-    """Whole lines; readline() of aiohttp refuses long ones, and a clip is one long line."""
-    parts: list[bytes] = []
-    async for chunk in content.iter_any():
-        *ended, rest = chunk.split(b"\n")
-        for line in ended:
-            yield b"".join([*parts, line])
-            parts = []
-        parts.append(rest)

@@ -1,19 +1,17 @@
-"""What the two runner processes do: a job in, lines of JSON out. No BentoML here.
+"""What the two runner processes do: a job in, messages out (hop.py). No BentoML here.
 
     {"event": "queued", "position": jobs before it, "eta": seconds until done, or null}
                                                             when it has its place, and when that moves up
     {"event": "step", "step": 3, "total": 20}               after every denoising step
-    {"event": "done", "data": base64, "queued": seconds, "seconds": seconds, "encode": seconds,
-     "backend": what it ran on}
+    {"event": "done", "queued": seconds, "seconds": seconds, "encode": seconds,
+     "backend": what it ran on}                             and with it the bytes of the PNG or clip
     {"event": "error", "code": ..., "message": ..., ...}    instead of done; see errors.py
 
 Heavy imports sit inside the functions that the compute thread calls.
 """
 
 import asyncio
-import base64
 import copy
-import json
 import logging
 import os
 import time
@@ -28,6 +26,7 @@ from huvidpo.config import ClipRequest, SamplingOptions
 from service import metrics
 from service.batching import Batcher, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
+from service.hop import pack
 from service.images import from_png, to_png
 from service.pace import Work
 from service.request_id import REQUEST_ID
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 
 logger = logging.getLogger(__name__)
-Encode = Callable[[RunnerJob, np.ndarray], str]
+Encode = Callable[[RunnerJob, np.ndarray], bytes]
 BACK_OFF_SECONDS = 5.0
 VideoItem = tuple[ClipRequest, np.ndarray]
 
@@ -184,43 +183,39 @@ def _dtype(settings: Settings) -> "torch.dtype | None":
     return torch.bfloat16 if on_cpu and (has.get("avx512_bf16") or has.get("amx_bf16")) else None
 
 
-def encode_frame(job: RunnerJob, frame: np.ndarray) -> str:
+def encode_frame(job: RunnerJob, frame: np.ndarray) -> bytes:
     return to_png(frame)
 
 
-def encode_clip(job: RunnerJob, frames: np.ndarray) -> str:
-    return base64.b64encode(video.encode(frames, job.options["fps"], job.format)).decode("ascii")
+def encode_clip(job: RunnerJob, frames: np.ndarray) -> bytes:
+    return video.encode(frames, job.options["fps"], job.format)
 
 
 async def stream(
     batcher: Batcher[RunnerJob, np.ndarray], job: RunnerJob, encode: Encode
-) -> AsyncGenerator[str, None]:
-    """The lines of one job. Encoding runs on another thread, so the device goes on with the next batch."""
+) -> AsyncGenerator[bytes, None]:
+    """The messages of one job. Encoding runs on another thread, so the device goes on with the next batch."""
     try:
         async with aclosing(batcher.submit(job)) as events:
             async for event in events:
                 if isinstance(event, Queued):
-                    yield _line(event="queued", position=event.position, eta=event.eta)
+                    yield pack({"event": "queued", "position": event.position, "eta": event.eta})
                 elif isinstance(event, Step):
-                    yield _line(event="step", step=event.step, total=event.total)
+                    yield pack({"event": "step", "step": event.step, "total": event.total})
                 else:
                     yield await _done(event, job, encode, batcher.backend)
     except Exception as error:
         if row_of(error) is INTERNAL:
             logger.exception("request %s failed in the %s runner", REQUEST_ID.get(), batcher.stage)
-        yield _line(event="error", **to_dict(error))
+        yield pack({"event": "error"} | to_dict(error))
 
 
-async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend: str) -> str:
+async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend: str) -> bytes:
     started = time.monotonic()
     data = await asyncio.to_thread(encode, job, event.result)
     seconds = time.monotonic() - started
     times = {"queued": event.queued, "seconds": event.seconds, "encode": seconds}
-    return _line(event="done", data=data, backend=backend, **times)
-
-
-def _line(**fields: Any) -> str:
-    return json.dumps(fields) + "\n"
+    return pack({"event": "done", "backend": backend} | times, data)
 
 
 def end_process(reason: str) -> None:

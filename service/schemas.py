@@ -2,9 +2,20 @@
 depend on the model and the settings live in `generation.py`.
 """
 
-from typing import Any, Literal, TypeVar
+import base64
+import binascii
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from huvidpo.config import MAX_PROMPT_CHARS, MAX_SEED
 from service.errors import BadFields, MalformedBody
@@ -13,6 +24,25 @@ Format = Literal["mp4", "gif", "webp"]
 MEDIA_TYPES: dict[str, str] = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
 MAX_DETAILS = 20  # errors listed in one answer
 MAX_QUOTED = 40  # characters of a caller's own field name repeated in an answer
+
+
+def _from_base64(value: Any) -> Any:
+    """JSON has no bytes: there, and only there, they are text."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        message = "it is not base64; send the bytes of a PNG, JPEG or WebP as a string of plain base64"
+        raise PydanticCustomError("base64", message) from None
+
+
+ImageFile = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    PlainSerializer(lambda data: base64.b64encode(data).decode("ascii"), when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
 
 
 class GenerateRequest(BaseModel):
@@ -41,16 +71,18 @@ class GenerateRequest(BaseModel):
     negative_prompt: str | None = Field(
         None, max_length=MAX_PROMPT_CHARS, description="What to keep away from."
     )
-    first_frame: str | None = Field(
+    first_frame: ImageFile | None = Field(
         None, description="Base64 of a PNG, JPEG or WebP to start from, cropped to aspect."
     )
     format: Format = Field("mp4", description="mp4 (H.264), gif or webp.")
 
 
 class RunnerJob(BaseModel):
-    """What the gateway sends to a runner: already checked, everything decided."""
+    """What the gateway sends to a runner: already checked, everything decided. A newer gateway may send more
+    than a runner knows.
+    """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     prompt: str
     category: str
@@ -58,7 +90,7 @@ class RunnerJob(BaseModel):
     seed: int
     negative_prompt: str | None
     options: dict[str, Any]  # the fields of huvidpo.config.SamplingOptions
-    first_frame: str | None = None  # base64 PNG of the model's size; the video runner needs it
+    first_frame: bytes | None = None  # PNG of the model's size; the video runner needs it
     format: Format = "mp4"
 
 

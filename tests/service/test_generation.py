@@ -1,7 +1,6 @@
 """The core over two in-process runners: real batchers and streams, models that paint instead of denoise."""
 
 import asyncio
-import json
 import threading
 from collections.abc import Sequence
 from contextlib import aclosing, contextmanager
@@ -15,7 +14,7 @@ from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import Cancelled, InvalidRequest
 from huvidpo.video import decode
-from service import runners
+from service import hop, runners
 from service.batching import Batcher, OnStep
 from service.errors import QueueFull, TimedOut, Unavailable
 from service.generation import Finished, Generation, Progress, Queued, Started
@@ -84,7 +83,7 @@ class Rig:
             async def run(job):
                 async with aclosing(runners.stream(self.batchers[stage], job, encode[stage])) as lines:
                     async for line in lines:
-                        yield json.loads(line)
+                        yield hop.unpack(line)
 
             return run
 
@@ -178,7 +177,7 @@ def test_an_uploaded_first_frame_skips_the_first_stage(rig):
         ({"steps": 101}, "steps", "at most 100"),
         ({"frames": 65}, "frames", "at most 64"),
         ({"prompt": "  "}, "prompt", "empty"),
-        ({"first_frame": "x"}, "first_frame", "base64"),
+        ({"first_frame": b"x"}, "first_frame", "cannot be read"),
     ],
 )
 def test_bad_requests_reach_no_runner(rig, fields, field, says):

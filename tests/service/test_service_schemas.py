@@ -1,4 +1,4 @@
-import base64
+import asyncio
 import io
 
 import numpy as np
@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from huvidpo.errors import InvalidRequest
+from service import hop
 from service.errors import BadFields, MalformedBody
 from service.images import from_png, read_first_frame, to_png
-from service.schemas import GenerateRequest, parse
+from service.schemas import GenerateRequest, RunnerJob, parse
 from service.settings import Settings
 
 GOOD = '"prompt": "a horse", "category": "horse", "style": "realistic"'
@@ -32,7 +33,10 @@ def test_defaults_leave_everything_open():
         ('"seed": -1', "seed", "greater than or equal to 0"),
         ('"seed": 4294967296', "seed", "less than or equal to 4294967295"),
         ('"format": "avi"', "format", "'mp4', 'gif' or 'webp'"),
-        ('"first_frame": ["x"]', "first_frame", "valid string"),
+        ('"first_frame": ["x"]', "first_frame", "string of plain base64"),
+        ('"first_frame": "not base64!"', "first_frame", "not base64"),
+        ('"first_frame": "/etc/passwd"', "first_frame", "not base64"),
+        ('"first_frame": "http://127.0.0.1/x.png"', "first_frame", "not base64"),
     ],
 )
 def test_wrong_fields_are_named(extra, field, says):
@@ -69,7 +73,7 @@ def test_long_names_of_callers_are_cut():
 def image_file(size=(8, 6), format="PNG", mode="RGB", **options):
     buffer = io.BytesIO()
     Image.new(mode, size, 128).save(buffer, format=format, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
@@ -90,21 +94,20 @@ def test_png_round_trip():
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("data", "says"),
     [
-        ("not base64!", "not base64"),
-        ("", "cannot be read"),
-        (base64.b64encode(b"hello").decode(), "cannot be read"),
+        (b"", "cannot be read"),
+        (b"hello", "cannot be read"),
         (image_file((99, 99), "JPEG")[:400], "cannot be read"),
         (image_file((101, 100)), "at most 10000 pixels"),
         (image_file(format="GIF"), "cannot be read"),
-        ("/etc/passwd", "not base64"),
-        ("http://127.0.0.1/x.png", "not base64"),
+        (b"/etc/passwd", "cannot be read"),
+        (b"http://127.0.0.1/x.png", "cannot be read"),
     ],
 )
-def test_bad_first_frames_are_refused(text, says):
+def test_bad_first_frames_are_refused(data, says):
     with pytest.raises(InvalidRequest, match=says) as refused:
-        read_first_frame(text, 8, 8, 10_000)
+        read_first_frame(data, 8, 8, 10_000)
     assert refused.value.field == "first_frame"
 
 
@@ -120,7 +123,36 @@ def test_decompression_bomb_is_refused_by_its_header():
         for name, data in chunks
     )
     with pytest.raises(InvalidRequest, match="at most 16000000 pixels"):
-        read_first_frame(base64.b64encode(bomb).decode(), 8, 8, 16_000_000)
+        read_first_frame(bomb, 8, 8, 16_000_000)
+
+
+def test_images_are_text_in_json_only():
+    body = f'{{{GOOD}, "first_frame": "aGVsbG8="}}'
+    request = parse(GenerateRequest, body.encode())
+    assert request.first_frame == b"hello"
+    assert GenerateRequest(**request.model_dump()).first_frame == b"hello"
+    assert '"first_frame":"aGVsbG8="' in request.model_dump_json()
+    assert GenerateRequest.model_json_schema()["properties"]["first_frame"]["anyOf"][0]["type"] == "string"
+
+
+def test_jobs_and_answers_cross_the_hop():
+    job = RunnerJob(
+        prompt="a\nb", category="horse", style="cartoon", seed=1, negative_prompt=None, options={"steps": 2}
+    )
+    assert hop.unpack_job(hop.pack_job(job)) == job
+    job.first_frame = b"\n\x00PNG\n"
+    assert hop.unpack_job(hop.pack_job(job)) == job
+    newer = hop.pack(job.model_dump(exclude={"first_frame"}) | {"priority": 3}, b"x")
+    assert hop.unpack_job(newer).first_frame == b"x"  # of a gateway that knows more
+
+    async def read_all():
+        reader = asyncio.StreamReader()
+        for message in (hop.pack({"event": "step"}), hop.pack({"event": "done"}, b"\n1\n"), hop.pack({})):
+            reader.feed_data(message)
+        reader.feed_eof()
+        return [message async for message in hop.messages(reader)]
+
+    assert asyncio.run(read_all()) == [{"event": "step"}, {"event": "done", "data": b"\n1\n"}, {}]
 
 
 def test_settings_come_from_the_environment():
