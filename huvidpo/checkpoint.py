@@ -198,16 +198,6 @@ def with_weights(base: Module, tensors: Mapping[str, Tensor]) -> Module:
     return module
 
 
-def changed_tensors(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `tuned` that differ from `base`'s: `with_weights(base, ...)` makes `tuned` of them."""
-    own, new = base.state_dict(), tuned.state_dict()
-    if own.keys() != new.keys():
-        raise CheckpointError(
-            f"the two models differ in their tensors: {listing(sorted(own.keys() ^ new.keys()))}"
-        )
-    return {name: tensor for name, tensor in new.items() if not torch.equal(own[name], tensor)}
-
-
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` under our names. Raises CheckpointError where two of them get one name."""
     ours: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from huvidpo.files import hash_file
-from preferences.records import RATINGS_FILE, Comparison, Opinion, PreferencesError, Rating, read_records
+from preferences.records import Comparison, Opinion, PreferencesError, Rating
 
 PRIOR = 0.5  # wins, and as many losses, that every clip is given against the field of its category
 TIE = 0.2  # log-odds: at a smaller gap fewer than 55 in 100 judges would prefer the better clip
@@ -56,25 +56,6 @@ class Pairs:
     held_out: list[Pair]
     train_clips: list[str]
     held_out_clips: list[str]
-
-
-def load_pairs(
-    folder: Path,
-    ratings: Path | None = None,
-    *,
-    tie: float = TIE,
-    holdout: float = HOLDOUT,
-    seed: int = 0,
-    same_prompt: bool = False,
-) -> Pairs:
-    """Pairs of the clips in `folder` by `ratings` (default: its `ratings.jsonl`). Arguments as `make_pairs`.
-
-    Raises PreferencesError for malformed ratings, a clip missing or changed since it was rated, and ratings
-    that make no pair.
-    """
-    ranked = rank(read_records(ratings or folder / RATINGS_FILE))
-    check_files(ranked, folder)
-    return make_pairs(ranked, tie=tie, holdout=holdout, seed=seed, same_prompt=same_prompt)
 
 
 # Opinions

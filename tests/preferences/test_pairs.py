@@ -11,13 +11,12 @@ from preferences.pairs import (
     RankedClip,
     agreement,
     check_files,
-    load_pairs,
     make_pairs,
     normalise,
     rank,
     scores_by_clip,
 )
-from preferences.records import CRITERIA, Comparison, PreferencesError, Rating, append
+from preferences.records import CRITERIA, Comparison, PreferencesError, Rating, append, read_records
 
 HASH = "0" * 64
 
@@ -244,10 +243,11 @@ def test_clips_are_checked_against_their_hash_when_pairs_are_made(tmp_path):
         (tmp_path / f"{i}.mp4").write_bytes(bytes([i]))
         hashed = hash_file(tmp_path / f"{i}.mp4")
         append(tmp_path / "ratings.jsonl", rating("ann", f"{i}.mp4", i, sha256=hashed))
-    pairs = load_pairs(tmp_path, holdout=0)
-    assert len(pairs.train) == 10
+    judged = rank(read_records(tmp_path / "ratings.jsonl"))
+    check_files(judged, tmp_path)
+    assert len(make_pairs(judged, holdout=0).train) == 10
     (tmp_path / "1.mp4").write_bytes(b"another clip")
     (tmp_path / "3.mp4").unlink()
     with pytest.raises(PreferencesError, match=r"(?s)3\.mp4 is missing.*1\.mp4 has changed"):
-        load_pairs(tmp_path, holdout=0)
+        check_files(judged, tmp_path)
     check_files([], tmp_path)
