@@ -20,7 +20,7 @@ as a diffusers folder, which a model of the catalog names as `first_frame_unet`.
 
 The run's folder, by default `runs/dpo/<model>-<category>` or `runs/dpo/<model>-first_frame`, has the
 checkpoint, TensorBoard events, samples and the monitors (`monitors.jsonl`, `monitors.png`: see
-training.monitors). SIGTERM or Ctrl-C saves and exits with 0; the same command with `--resume` goes on from
+training.monitors). SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from
 there. Several processes: `accelerate launch -m training.dpo`.
 """
 
@@ -55,7 +55,7 @@ from preferences.metrics import ssim
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import embed_texts, rows_for
 from training.lineage import commit, write_network
-from training.loop import TrainingError, train
+from training.loop import STOPPED, TrainingError, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
 from training.monitors import Monitors, pair_metrics
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
@@ -476,7 +476,9 @@ def _main(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name if category else 'first_frame'}"
     given = Inputs(model, args.clips, args.ratings, category, args.stage1)
     made = run(recipe, given, folder, resume=args.resume)
-    if made and PartialState().is_main_process:
+    if made is None:
+        return STOPPED
+    if PartialState().is_main_process:
         write_lora(args.out, *made)
         if args.full:
             write_full(args.full, model, *made)

@@ -30,6 +30,12 @@ from huvidpo.errors import HuViDPOError
 from training.recipes import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
+STOPPED = 3
+"""Exit status of a trainer that was asked to stop (SIGTERM, Ctrl-C) and saved: neither done (0) nor refused
+(2), so that nothing which needs its weights comes after it.
+"""
+MOST_SKIPS = 20
+"""Times in a row that a step may overflow in fp16. Each halves the loss scale; GradScaler starts at 2**16."""
 HEADLINES = 13  # metrics of an evaluation that are printed, the first ones; TensorBoard has all
 # Fields that may differ between a run and its continuation: they change nothing about a single step.
 FREE_FIELDS = frozenset({"steps", "save_every", "sample_every", "log_every", "sample_steps"})
@@ -67,6 +73,9 @@ class Callback(Protocol):
 
     def on_evaluate(self, step: int, metrics: dict[str, float], weights: dict[str, Tensor]) -> None:
         """What `Task.evaluate` found after `step` steps, and the weights (live ones) it looked at."""
+
+    def on_save(self, step: int) -> None:
+        """The checkpoint of `step` is on the disk: a resumed run goes on from there, not from before."""
 
     def stop(self, step: int) -> str:
         """Why the run should end at `step`, or nothing. A pure function of what was found up to there, which
@@ -115,7 +124,8 @@ def train(
     Checkpoint, TensorBoard events and samples go into `folder`. With `resume` the run in `folder` goes on
     (or starts); `identity` (base and clips, say) must equal the run's. Raises TrainingError when a run is
     there without `resume`, is a different one, or when the loss or gradient stops being finite: before the
-    optimiser moves, naming the batch.
+    optimiser moves, naming the batch. In fp16 a gradient may overflow: the step is tried again at half the
+    loss scale, MOST_SKIPS times at most; until it succeeds nothing advances.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -144,8 +154,11 @@ def train(
             reason = callback.stop(state.step) if callback is not None and accelerator.is_main_process else ""
             last = _any(last or bool(reason), accelerator)
             stopping = _any(bool(stop), accelerator)
-            if state.step > start and (last or stopping or state.step % recipe.save_every == 0):
+            saving = state.step > start and (last or state.step % recipe.save_every == 0)
+            if saving or (stopping and fresh):
                 _save(folder / CHECKPOINT, state, recipe, identity, accelerator)
+                if callback is not None and accelerator.is_main_process:
+                    callback.on_save(state.step)
             if last or stopping:
                 log.end(state.step, reason)
                 break
@@ -170,31 +183,50 @@ def train_step(
     accelerator: Accelerator,
     accumulation: int = 1,
 ) -> dict[str, float]:
-    """One optimiser step; returns its metrics. Raises TrainingError before moving on a loss that is not
-    finite.
+    """One optimiser step; returns its metrics. Raises TrainingError before moving on a loss or gradient that
+    is not finite, in fp16 after MOST_SKIPS tries. `skipped`: the tries that overflowed, which moved nothing.
     """
     lr = learning_rate(recipe, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    # Numbered so that 2 batches in one process are those of 2 processes with one batch each.
-    first = state.step * accumulation
-    parts = range(first, first + accumulation)
-    draws = [part * accelerator.num_processes + accelerator.process_index for part in parts]
-    metrics: dict[str, float] = {}
-    for draw in draws:
-        with contextlib.nullcontext() if draw == draws[-1] else accelerator.no_sync(model):
-            found = _backward(model, task, state.step, draw, recipe, accelerator, accumulation)
-        metrics = {name: metrics.get(name, 0.0) + value / accumulation for name, value in found.items()}
-    norm = float(accelerator.clip_grad_norm_(list(state.params.values()), recipe.clip_norm))
-    if accelerator.scaler is None and not math.isfinite(norm):  # a scaler (fp16) skips such steps by itself
-        batches = "; ".join(task.describe(draw) for draw in draws)
-        raise TrainingError(_not_finite("gradient norm", norm, state.step, batches))
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    draws = _draws(state.step, accumulation, accelerator)
+    skipped = 0
+    metrics = _try_step(model, task, state, draws, recipe, accelerator)
+    while state.optimizer.step_was_skipped:
+        skipped += 1
+        if skipped == MOST_SKIPS:
+            what = f"gradient norm, tried {MOST_SKIPS} times at ever smaller loss scales,"
+            raise TrainingError(_not_finite(what, metrics["grad_norm"], state.step, _names(task, draws)))
+        metrics = _try_step(model, task, state, draws, recipe, accelerator)
     if state.ema:
         _average(state, recipe)
     state.step += 1
-    return {**metrics, "grad_norm": norm, "lr": lr}
+    return {**metrics, "lr": lr} | ({"skipped": float(skipped)} if accelerator.scaler is not None else {})
+
+
+def _draws(step: int, accumulation: int, accelerator: Accelerator) -> list[int]:
+    """Numbers of this process's batches of a step: 2 batches in one process are those of 2 processes with one
+    batch each.
+    """
+    parts = range(step * accumulation, (step + 1) * accumulation)
+    return [part * accelerator.num_processes + accelerator.process_index for part in parts]
+
+
+def _try_step(
+    model: nn.Module, task: Task, state: State, draws: list[int], recipe: Recipe, accelerator: Accelerator
+) -> dict[str, float]:
+    """Gradients and a move of the optimiser, which fp16's loss scaler may skip."""
+    metrics: dict[str, float] = {}
+    for draw in draws:
+        with contextlib.nullcontext() if draw == draws[-1] else accelerator.no_sync(model):
+            found = _backward(model, task, state.step, draw, recipe, accelerator, len(draws))
+        metrics = {name: metrics.get(name, 0.0) + value / len(draws) for name, value in found.items()}
+    norm = float(accelerator.clip_grad_norm_(list(state.params.values()), recipe.clip_norm))
+    if accelerator.scaler is None and not math.isfinite(norm):
+        raise TrainingError(_not_finite("gradient norm", norm, state.step, _names(task, draws)))
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return {**metrics, "grad_norm": norm}
 
 
 def _backward(
@@ -291,8 +323,8 @@ def _restore(state: State, tensors: dict[str, Tensor], step: int) -> None:
     with torch.no_grad():
         for index, (name, param) in enumerate(state.params.items()):
             param.copy_(tensors[f"model/{name}"])
-            keys = ("exp_avg", "exp_avg_sq", "step")
-            moments[index] = {key: tensors[f"{key}/{name}"] for key in keys}
+            if f"step/{name}" in tensors:  # else it never had a gradient
+                moments[index] = {key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
             if state.ema:
                 state.ema[name].copy_(tensors[f"ema/{name}"])
     groups = state.optimizer.state_dict()["param_groups"]
@@ -310,7 +342,7 @@ def _save(
     tensors |= {f"ema/{name}": tensor for name, tensor in state.ema.items()}
     moments = state.optimizer.state_dict()["state"]
     for index, name in enumerate(state.params):
-        tensors |= {f"{key}/{name}": tensor for key, tensor in moments[index].items()}
+        tensors |= {f"{key}/{name}": tensor for key, tensor in moments.get(index, {}).items()}
     scaler = json.dumps(accelerator.scaler.state_dict()) if accelerator.scaler is not None else "{}"
     metadata = {"step": str(state.step), "recipe": _to_json(recipe), "scaler": scaler, **identity}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -326,6 +358,10 @@ def _to_json(recipe: Recipe) -> str:
 
 def _seed(seed: int, draw: int) -> int:
     return int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])
+
+
+def _names(task: Task, draws: list[int]) -> str:
+    return "; ".join(task.describe(draw) for draw in draws)
 
 
 def _not_finite(what: str, value: float, step: int, batch: str) -> str:

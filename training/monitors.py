@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from huvidpo.checkpoint import load_tensors, save_tensors
+from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from training.loop import TrainingError
 from training.losses import PairErrors, accuracy, rewards
 from training.rated import PairRows
 from training.recipes import DPORecipe
 
-FILE, PLOT, BEST = "monitors.jsonl", "monitors.png", "best.safetensors"
+FILE, PLOT = "monitors.jsonl", "monitors.png"
+BEST = "best_*.safetensors"  # by step: those that may still turn out to be the best, usually one
 
 
 def pair_metrics(
@@ -69,7 +70,7 @@ class Monitors:
 
     def __init__(self, folder: Path, recipe: DPORecipe):
         self.folder, self.recipe = folder, recipe
-        self.evaluations: list[dict[str, Any]] = read_evaluations(folder / FILE)
+        self.evaluations: list[dict[str, Any]] = read_evaluations(folder)
         self.steps: list[dict[str, float]] = []  # metrics of the steps since the last evaluation
 
     def on_step(self, metrics: dict[str, float]) -> None:
@@ -83,11 +84,20 @@ class Monitors:
         self.evaluations = [*self._until(step - 1), found]  # a resumed run makes some again
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(evaluation) + "\n" for evaluation in self.evaluations)
-        (self.folder / FILE).write_text(text, encoding="utf-8")
+        part = self.folder / f".{FILE}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.folder / FILE)
         plot(self.evaluations, self.folder / PLOT)
         if self.best(step) == found:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-            save_tensors(self.folder / BEST, tensors, {"step": str(step)})
+            save_tensors(best_file(self.folder, step), tensors, {"evaluation": json.dumps(found)})
+
+    def on_save(self, step: int) -> None:
+        """Drop the weights that no run which goes on from `step` can find to be the best."""
+        best = self.best(step)
+        for file in self.folder.glob(BEST):
+            if best and file != best_file(self.folder, best["step"]):
+                file.unlink()
 
     def stop(self, step: int) -> str:
         """Winners drift too far, or held-out accuracy has not become better for `patience` evaluations."""
@@ -121,7 +131,7 @@ class Monitors:
                 f"winners drifted beyond max_winner_drift {self.recipe.max_winner_drift} before the first "
                 "evaluation with a LoRA: lower lr, or evaluate more often (sample_every)"
             )
-        return best["step"], load_tensors(self.folder / BEST)
+        return best["step"], load_tensors(best_file(self.folder, best["step"]))
 
     def _until(self, step: int) -> list[dict[str, Any]]:
         return [found for found in self.evaluations if found["step"] <= step]
@@ -134,14 +144,30 @@ class Monitors:
         return max(found["train_winner_drift"], found.get("held_out_winner_drift", -np.inf))
 
 
-def read_evaluations(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `monitors.jsonl`, none where there is no file. Raises TrainingError as `Monitors`."""
-    if not file.exists():
-        return []
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def best_file(folder: Path, step: int) -> Path:
+    """Weights of an evaluation that was the best when it was made; the evaluation is in its metadata."""
+    return folder / BEST.replace("*", f"{step:06d}")
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What a run has noted, by step; torn lines count for nothing. Raises TrainingError as `Monitors`."""
+    file = folder / FILE
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    lines += [read_metadata(best)["evaluation"] for best in folder.glob(BEST)]
+    found = [evaluation for line in lines if (evaluation := _parse(line))]
     if not all("step" in evaluation and "train_rewards/margins" in evaluation for evaluation in found):
         raise TrainingError(f"{file} is of another version of this program: start anew, with another --run")
-    return found
+    by_step = {evaluation["step"]: evaluation for evaluation in found}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The object of a line, None for one that a crash tore."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _held_out(found: dict[str, Any]) -> tuple[float, float]:

@@ -9,7 +9,7 @@
 CLIPS is a folder of videos with captions or a latent store (`training.data` says how either looks). OUT
 receives the trained tensors only, fp16, with their provenance; with `trainable=all` OUT is a folder with the
 whole VideoUNet. Checkpoint, TensorBoard events and sample clips go to `runs/motion/<model>-<category>`.
-SIGTERM or Ctrl-C saves and exits with 0; the same command with `--resume` goes on from there. Several
+SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from there. Several
 processes: `accelerate launch -m training.motion`.
 """
 
@@ -38,7 +38,7 @@ from huvidpo.unet import VideoUNet, fingerprint
 from training.data import Clips, embed_texts, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
 from training.lineage import commit, write_network
-from training.loop import Trained, TrainingError, select_trainable, train
+from training.loop import STOPPED, Trained, TrainingError, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
 from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override
 
@@ -267,9 +267,9 @@ def _main(args: argparse.Namespace) -> int:
     trained, unet, provenance = run(
         recipe, model, name, args.clips, folder, base=args.base, resume=args.resume
     )
-    if trained.step < recipe.steps:
+    if not trained.complete:
         print(f"stopped and saved at step {trained.step} of {recipe.steps}; go on with --resume")
-        return 0
+        return STOPPED
     if PartialState().is_main_process:
         if whole:
             write_base(args.out, unet, trained.weights, provenance)

@@ -23,7 +23,7 @@ from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_ada
 from training.data import embed_texts
 from training.dpo import DPOTask, VideoNetwork, main, with_steps
 from training.loop import CHECKPOINT, TrainingError, train
-from training.monitors import BEST, FILE, PLOT, Monitors, pair_metrics
+from training.monitors import FILE, PLOT, Monitors, pair_metrics
 from training.rated import PairRows, Rated
 from training.recipes import DPORecipe, RecipeError, override, paper_dpo, parts_of, tiny_dpo
 
@@ -368,7 +368,7 @@ def test_monitors_are_written_and_evaluating_changes_nothing(make_dpo, dpo_recip
     assert (tmp_path / "run" / PLOT).stat().st_size > 0
     clips = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert clips == ["step_000000.mp4", "step_000002.mp4", "step_000004.mp4"]
-    best = load_file(tmp_path / "run" / BEST)
+    best = load_file(tmp_path / "run" / "best_000004.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in evaluated.weights.items())
 
 
@@ -424,13 +424,49 @@ def test_monitors_of_another_version_are_refused(dpo_recipe, tmp_path):
         Monitors(tmp_path, dpo_recipe)
 
 
+def test_best_is_the_best_after_any_resume(dpo_recipe, tmp_path):
+    """A crash after a better evaluation, whose step no checkpoint has: step 2 is the best again."""
+    recipe = dataclasses.replace(dpo_recipe, patience=9, sample_every=1)
+    follower = monitors(recipe, tmp_path, [evaluation(0), evaluation(1, 0.6), evaluation(2, 0.7)])
+    follower.on_save(2)
+    tell(follower, evaluation(3, 0.9), 3)
+    again = Monitors(tmp_path, recipe)
+    assert again.best_weights(2) == (2, {"x": torch.tensor(2)})
+    tell(again, evaluation(3, 0.65), 33)
+    again.on_save(3)
+    assert again.best_weights(3) == (2, {"x": torch.tensor(2)})
+    assert [file.name for file in tmp_path.glob("best*")] == ["best_000002.safetensors"]
+
+
+def test_torn_line_does_not_block_a_resume(dpo_recipe, tmp_path):
+    """Not even that of the best evaluation: its weights know what it found."""
+    recipe = dataclasses.replace(dpo_recipe, patience=9, sample_every=1)
+    monitors(recipe, tmp_path, [evaluation(0), evaluation(1, 0.6), evaluation(2, 0.7)]).on_save(2)
+    text = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(text[: text.rindex("{") + 20])
+    again = Monitors(tmp_path, recipe)
+    assert again.evaluations == [evaluation(0), evaluation(1, 0.6), evaluation(2, 0.7)]
+    assert again.best_weights(2)[0] == 2
+    (tmp_path / FILE).write_bytes(b"\xff\x00\n[]\n")
+    assert Monitors(tmp_path, recipe).evaluations == [evaluation(2, 0.7)]
+
+
+class Drifting(DPOTask):
+    """Says that winners drift by as much as the LoRA is strong: by nothing at first, by more after a step."""
+
+    def evaluate(self, model):
+        found = super().evaluate(model)
+        return found | {"train_winner_drift": found["lora_norm"]}
+
+
 def test_run_that_drifts_stops_early_and_stays_stopped(make_dpo, dpo_recipe, tmp_path, capsys):
-    recipe = dataclasses.replace(dpo_recipe, lr=0.3, steps=20, sample_every=5, max_winner_drift=0.005)
-    trained = go(*make_dpo(recipe), tmp_path)
-    assert trained.step < 20
-    assert trained.complete
+    recipe = dataclasses.replace(dpo_recipe, steps=6, sample_every=3, max_winner_drift=1e-6)
+    unet, task = make_dpo(recipe)
+    trained = go(unet, Drifting(**vars(task)), tmp_path)
+    assert (trained.step, trained.complete) == (3, True)
     assert "stopped early, winners drift" in capsys.readouterr().err
-    assert go(*make_dpo(recipe), tmp_path, resume=True).step == trained.step
+    unet, task = make_dpo(recipe)
+    assert go(unet, Drifting(**vars(task)), tmp_path, resume=True).step == 3
 
 
 # Recipes

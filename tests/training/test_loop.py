@@ -1,23 +1,26 @@
 import dataclasses
+import itertools
 import os
 import signal
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from training.loop import CHECKPOINT, TrainingError, learning_rate, select_trainable, train
+from training.loop import CHECKPOINT, MOST_SKIPS, TrainingError, learning_rate, select_trainable, train
 from training.motion import MotionTask
 from training.recipes import LAMP_TRAINABLE, MotionRecipe
 
 IDENTITY = {"base": "random", "clips": "made up"}
 
 
-def go(unet, task, folder, resume=False, **identity):
+def go(unet, task, folder, resume=False, accelerator=None, **identity):
     precision = "no" if task.recipe.precision == "fp32" else task.recipe.precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=True)
+    accelerator = accelerator or Accelerator(mixed_precision=precision, cpu=True)
     return train(
         unet, task, task.recipe, folder, accelerator=accelerator, identity=IDENTITY | identity, resume=resume
     )
@@ -115,6 +118,26 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(make_task, recipe, tmp_pat
     assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in whole.weights.items())
 
 
+def test_sigterm_before_the_first_step_saves_what_has_no_moments_yet(
+    make_task, recipe, tmp_path, monkeypatch
+):
+    recipe = dataclasses.replace(recipe, ema=0.9, sample_every=4)
+    whole = go(*make_task(recipe), tmp_path / "whole")
+    plain = MotionTask.evaluate
+
+    def evaluate(self, model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, model)
+
+    monkeypatch.setattr(MotionTask, "evaluate", evaluate)
+    stopped = go(*make_task(recipe), tmp_path / "stopped")
+    assert (stopped.step, stopped.complete) == (0, False)
+    assert (tmp_path / "stopped" / CHECKPOINT).exists()
+    monkeypatch.undo()
+    resumed = go(*make_task(recipe), tmp_path / "stopped", resume=True)
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in whole.weights.items())
+
+
 def test_loss_that_is_not_finite_stops_before_the_weights_move(make_task, recipe, tmp_path):
     unet, task = make_task(recipe)
     task.clips.latents[1] = float("inf")
@@ -137,6 +160,60 @@ def test_gradient_that_is_not_finite_stops_before_the_weights_move(make_task, re
     with pytest.raises(TrainingError, match="gradient norm is nan at step 0"):
         go(unet, task, tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def scaling() -> Accelerator:
+    """As for fp16, which accelerate allows on a GPU only: with a loss scaler, here in float32."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    return accelerator
+
+
+def overflow(unet, times: int) -> None:
+    """The gradients of the first `times` backward passes overflow."""
+    factors = itertools.chain([float("inf")] * times, itertools.repeat(1.0))
+    unet.conv_in.conv1d.weight.register_hook(lambda grad: grad * next(factors))
+
+
+def test_overflow_of_fp16_is_tried_again_and_advances_nothing(make_task, recipe, tmp_path):
+    """A power of two as the loss scale changes no digit: the runs differ in nothing else."""
+    recipe = dataclasses.replace(recipe, ema=0.9, warmup_steps=2)
+    plain = go(*make_task(recipe), tmp_path / "plain")
+    unet, task = make_task(recipe)
+    overflow(unet, 3)
+    accelerator = scaling()
+    trained = go(unet, task, tmp_path / "overflows", accelerator=accelerator)
+    assert trained.step == 4
+    assert accelerator.scaler.get_scale() == 2.0**13
+    for name, tensor in plain.weights.items():
+        torch.testing.assert_close(trained.weights[name], tensor, atol=1e-6, rtol=1e-5)
+    events = EventAccumulator(str(tmp_path / "overflows" / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("train/skipped")] == [3, 0, 0, 0]
+
+
+def test_overflow_without_end_stops_the_run_and_names_the_batch(make_task, recipe, tmp_path):
+    unet, task = make_task(recipe)
+    before = weights_of(unet)
+    overflow(unet, 100)
+    with pytest.raises(TrainingError, match=rf"tried {MOST_SKIPS} times .* at step 0, batch row \d \('"):
+        go(unet, task, tmp_path, accelerator=scaling())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_a_weight_that_never_had_a_gradient_is_saved_and_resumed(make_task, recipe, tmp_path):
+    """AdamW has no moments of it."""
+
+    def task_with_an_idle_weight():
+        unet, task = make_task(dataclasses.replace(recipe, steps=2))
+        unet.idle = nn.Parameter(torch.ones(2))
+        return unet, task
+
+    go(*task_with_an_idle_weight(), tmp_path)
+    assert "exp_avg/idle" not in load_file(tmp_path / CHECKPOINT)
+    resumed = go(*task_with_an_idle_weight(), tmp_path, resume=True)
+    assert torch.equal(resumed.weights["idle"], torch.ones(2))
 
 
 def test_a_run_is_not_overwritten_or_mixed_with_another(make_task, recipe, tmp_path):

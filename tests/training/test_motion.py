@@ -14,6 +14,7 @@ from clips import write_clip
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
 from huvidpo.unet import VideoUNet
 from training.inversion import invert_clips
+from training.loop import STOPPED
 from training.motion import main
 from training.recipes import LAMP_TRAINABLE
 
@@ -123,7 +124,7 @@ def test_mistakes_exit_with_2_and_one_line(tiny_family, clips, tmp_path, capsys)
     assert not out.exists()
 
 
-def test_sigterm_saves_and_exits_with_0(tiny_family, clips, tmp_path, capsys):
+def test_sigterm_saves_and_is_no_success(tiny_family, clips, tmp_path, capsys):
     """A run far too long to finish, stopped by the signal once it has saved."""
     out, checkpoint = tmp_path / "horse.safetensors", tmp_path / "run" / "checkpoint.safetensors"
 
@@ -133,7 +134,7 @@ def test_sigterm_saves_and_exits_with_0(tiny_family, clips, tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
-    assert main(arguments(clips, out, "--steps", "100000")) == 0
+    assert main(arguments(clips, out, "--steps", "100000")) == STOPPED == 3
     assert "stopped and saved at step" in capsys.readouterr().out
     assert int(read_metadata(checkpoint)["step"]) >= 2
     assert not out.exists()
