@@ -49,7 +49,8 @@ def main() -> None:
     for name in names[names.index(args.start) :]:
         for command in steps[name]:
             print(f"== {name}: {' '.join(command[1:])}", flush=True)
-            subprocess.run(command, check=True)
+            if status := subprocess.run(command, check=False).returncode:
+                sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -209,9 +209,9 @@ def main() -> None:
     model = build(tokenizer)
     held_out = (pictures[:, 0], scenes)
     task = Matching(tokenizer, load_split(DATA, "stills"), load_split(DATA, "clips"), held_out)
-    if fit("clip", model, task, recipe):
-        print(json.dumps(retrieval(model, tokenizer, *held_out)))
-        save(model, tokenizer)
+    fit("clip", model, task, recipe)
+    print(json.dumps(retrieval(model, tokenizer, *held_out)))
+    save(model, tokenizer)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from training.loop import Task, train
+from training.loop import STOPPED, Task, train
 from training.recipes import Recipe
 
 DATA = Path("runs/tiny/data")  # rendered by tiny.dataset
@@ -20,11 +21,11 @@ STAGE1 = RUNS / "stage1"  # weights of the categories before their preferences
 FAMILY = Path("models/tiny")  # what ships
 
 
-def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> bool:
+def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> None:
     """Train all of `model` in runs/tiny/<name> and leave it with its averaged weights.
 
-    Goes on where the run stopped; returns whether it is complete. Precision is the task's own business: it
-    calls parts of models, which accelerate's autocast would not see.
+    Goes on where the run stopped; when it is stopped again, leaves the program with STOPPED. Precision is the
+    task's own business: it calls parts of models, which accelerate's autocast would not see.
     """
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     trained = train(
@@ -38,7 +39,9 @@ def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> bool:
     )
     model.load_state_dict(trained.weights)
     model.eval()
-    return trained.step == recipe.steps
+    if not trained.complete:
+        print(f"stopped and saved at step {trained.step} of {recipe.steps}; the same command goes on")
+        sys.exit(STOPPED)
 
 
 def scheduler() -> DDIMScheduler:

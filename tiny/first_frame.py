@@ -180,8 +180,8 @@ def main() -> None:
     vae = load_part(AutoencoderKL, part("vae"), torch.float32).eval()
     latents = np.load(DATA / "stills_latents.npy", mmap_mode="r")
     task = Denoising(latents, load_split(DATA, "stills")[1], TextTowers(), vae, unet, scheduler())
-    if fit("first_frame", unet, task, recipe):
-        assemble(unet)
+    fit("first_frame", unet, task, recipe)
+    assemble(unet)
 
 
 if __name__ == "__main__":

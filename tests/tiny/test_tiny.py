@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from tiny.world import (
     random_scene,
     render,
 )
-from training.loop import CHECKPOINT
+from training.loop import CHECKPOINT, STOPPED
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -87,7 +89,7 @@ def test_vae_learns_and_its_latents_are_normalised(small_data: Path) -> None:
     task = Reconstruction(clips, pictures)
     before = task.evaluate(vae.eval())["psnr_db"]
     recipe = dataclasses.replace(autoencoder.RECIPE, steps=12, warmup_steps=2, sample_every=0, save_every=6)
-    assert common.fit("vae", vae, task, recipe)
+    common.fit("vae", vae, task, recipe)
     assert task.evaluate(vae)["psnr_db"] > before
     assert (small_data / "vae" / CHECKPOINT).exists()
 
@@ -98,6 +100,23 @@ def test_vae_learns_and_its_latents_are_normalised(small_data: Path) -> None:
         torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(12), atol=1e-4, rtol=0)
         torch.testing.assert_close(posterior.mean.std((0, 2, 3)), torch.ones(12), atol=1e-4, rtol=0)
         torch.testing.assert_close(vae.decode(posterior.mean).sample, out, atol=1e-3, rtol=0)
+
+
+def test_trainer_that_is_stopped_is_no_success(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next step of tiny.build would begin without its weights."""
+    plain = Reconstruction.loss
+
+    def loss(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Reconstruction, "loss", loss)
+    monkeypatch.setattr("sys.argv", ["x", "--steps", "100", "--threads", "1"])
+    with pytest.raises(SystemExit) as left:
+        autoencoder.main()
+    assert left.value.code == STOPPED
+    assert (small_data / "vae" / CHECKPOINT).exists()
+    assert not (small_data / "first_frame" / "vae").exists()
 
 
 def test_clip_and_first_frame_train_and_write_a_pipeline(
