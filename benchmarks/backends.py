@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from unet_forward import NETWORKS, PLAIN, QUICK, build, record
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -170,7 +170,8 @@ def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
         except Exception as error:
             print(f"{name:<20}skipped: {str(error).splitlines()[0][:100]}")
             continue
-        row: dict[str, Any] = {"clip": "tiny", "backend": name, "load_s": time.perf_counter() - started}
+        row: dict[str, Any] = {"clip": DEFAULT_MODEL, "backend": name}
+        row["load_s"] = time.perf_counter() - started
         row["load_cpu_s"] = time.process_time() - started_cpu
         frames = make()
         expected = frames if expected is None else expected
@@ -189,12 +190,12 @@ def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
 def clip_maker(name: str) -> Callable[[], np.ndarray]:
     """Loads both pipelines on a backend. The maker returns float32 [F, H, W, 3] of one prompt and seed."""
     backend, dtype = CLIPS[name]
-    first = FirstFramePipeline.from_catalog("tiny", backend=backend, dtype=dtype)
-    video = VideoPipeline.from_catalog("tiny", categories=["horse"], backend=backend, dtype=dtype)
+    first = FirstFramePipeline.from_catalog(DEFAULT_MODEL, backend=backend, dtype=dtype)
+    video = VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse"], backend=backend, dtype=dtype)
     if name == "plain":
         for module in video.unets["horse"].modules():
             module.__class__ = PLAIN.get(type(module), type(module))
-    options = load_catalog().model("tiny").defaults
+    options = load_catalog().model(DEFAULT_MODEL).defaults
     request = ClipRequest("a white horse runs on the Mars", "horse", 1, options=options)
 
     def make() -> np.ndarray:

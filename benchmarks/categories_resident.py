@@ -26,7 +26,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from unet_forward import record
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import with_weights
 from huvidpo.loading import load_category, load_video_unet
 from huvidpo.unet import VideoUNet
@@ -73,7 +73,7 @@ def sd14() -> tuple[VideoUNet, list[VideoUNet]]:
 def tiny() -> tuple[VideoUNet, list[VideoUNet], float]:
     """The tiny family's base, its categories, and the median seconds of loading one."""
     catalog = load_catalog()
-    model = catalog.model("tiny")
+    model = catalog.model(DEFAULT_MODEL)
     base = load_video_unet(model.video_unet, torch.float32).eval()
     categories, times = [], []
     for category in list(catalog.categories.values())[:MOST]:

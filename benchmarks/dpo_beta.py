@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from unet_forward import ROOT, record
 
+from huvidpo.catalog import DEFAULT_MODEL
 from tiny.common import STAGE1
 from tiny.preferences import LOOPS
 
@@ -26,7 +27,7 @@ from tiny.preferences import LOOPS
 def run(category: str, beta: float, steps: int) -> dict[str, Any]:
     """The last evaluation of a run."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "training.dpo", "--model", "tiny", "--category", category]
+        command = [sys.executable, "-m", "training.dpo", "--model", DEFAULT_MODEL, "--category", category]
         command += ["--clips", str(LOOPS / category / "candidates"), "--run", f"{folder}/run"]
         command += [
             "--stage1",

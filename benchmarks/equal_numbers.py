@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGE1 = ROOT / "models" / "tiny" / "categories" / "waterfall.safetensors"
+STAGE1 = ROOT / "models/tiny/categories/waterfall.safetensors"
 STEPS = 20
 SCORES = (9.0, 7.5, 6.0, 4.0, 2.5, 1.0)
 RUNS = {
@@ -63,9 +63,11 @@ def losses(name: str, folder: Path) -> dict[str, list[float]]:
     """The figures of every step of a run, from its TensorBoard events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    from huvidpo.catalog import DEFAULT_MODEL
+
     module, suffix, arguments = RUNS[name]
     clips, run = write_rated(folder / suffix / "clips", suffix), folder / suffix / "run"
-    command = [sys.executable, "-m", module, "--model", "tiny", *arguments, "--clips", str(clips)]
+    command = [sys.executable, "-m", module, "--model", DEFAULT_MODEL, *arguments, "--clips", str(clips)]
     command += ["--out", str(folder / suffix / "out.safetensors"), "--run", str(run), "--steps", str(STEPS)]
     for setting in SETTINGS:
         command += ["--set", setting]
@@ -78,15 +80,15 @@ def losses(name: str, folder: Path) -> dict[str, list[float]]:
 
 def clips() -> dict[str, dict[str, str]]:
     """category -> SHA-256 of the pixels of its first frame and its clip."""
-    from huvidpo.catalog import load_catalog
+    from huvidpo.catalog import DEFAULT_MODEL, load_catalog
     from huvidpo.config import ClipRequest
     from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 
     torch.set_num_threads(2)
     catalog = load_catalog()
-    options = catalog.model("tiny").defaults.replace(steps=8, first_frame_steps=8)
+    options = catalog.model(DEFAULT_MODEL).defaults.replace(steps=8, first_frame_steps=8)
     first, video = (
-        kind.from_catalog("tiny", device="cpu", dtype=torch.float32)
+        kind.from_catalog(DEFAULT_MODEL, device="cpu", dtype=torch.float32)
         for kind in (FirstFramePipeline, VideoPipeline)
     )
     found = {}

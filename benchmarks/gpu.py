@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import ROOT, record
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.engines.base import Engine, EngineSpec
 from huvidpo.engines.networks import ROWS, spec_inputs
 from huvidpo.errors import HuViDPOError
@@ -82,7 +82,7 @@ def inputs_of(network: str, model: str, config: Any, dtype: torch.dtype) -> tupl
     options, video = entry.defaults, network == "video_unet"
     height, width = (options.height, options.width) if video else options.first_frame_size
     guided = (options.guidance if video else options.first_frame_guidance) > 1
-    factor = 4 if model == "tiny" else 8
+    factor = 4 if model == DEFAULT_MODEL else 8
     spec = EngineSpec(
         model=model,
         device=torch.device("cuda"),
@@ -90,7 +90,7 @@ def inputs_of(network: str, model: str, config: Any, dtype: torch.dtype) -> tupl
         frames=options.frames,
         height=height // factor,
         width=width // factor,
-        tokens=48 if model == "tiny" else 77,
+        tokens=48 if model == DEFAULT_MODEL else 77,
     )
     inputs = spec_inputs(ROWS[network], config, spec)
     return tuple(x.to("cuda", torch.float32 if x.ndim == 1 else dtype) for x in inputs)
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="tiny", help="a model of the catalog: tiny, sd14, ...")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog: tiny, sd14, ...")
     parser.add_argument(
         "--category", nargs="+", default=["horse", "rain"], help="the second one is switched to"
     )

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from unet_forward import record
 
 from huvidpo.attention import KeysValues
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.config import ClipRequest
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet
@@ -201,7 +202,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     scenes = random_scenes(2 if args.quick else args.scenes, SEED)
     truths = [render(scene) for scene in scenes]
-    pipeline, judge = VideoPipeline.from_catalog("tiny", device="cpu"), load_judge(FAMILY / "clip")
+    pipeline, judge = VideoPipeline.from_catalog(DEFAULT_MODEL, device="cpu"), load_judge(FAMILY / "clip")
     print(f"{'':<20}{'PSNR':>14}{'change':>14}{'rating':>14}{'CPU':>8}")
     rows: list[dict[str, Any]] = []
     first: np.ndarray | None = None

@@ -30,6 +30,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from huvidpo.catalog import DEFAULT_MODEL  # noqa: E402
+
 REQUEST = {"prompt": "a white horse runs on the Mars", "category": "horse", "style": "realistic"}
 START_SECONDS = 300
 
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20, help="measured requests of each kind")
     parser.add_argument("--warmup", type=int, default=3, help="requests before measuring")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads, in both")
-    parser.add_argument("--model", default="tiny", help="a model of the catalog")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog")
     parser.add_argument("--random", action="store_true", help="random weights instead")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -11,21 +11,24 @@ named by HUVIDPO_WEIGHTS where they exist there, else against the project root; 
 
 import os
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from huvidpo.config import ATTENTION_MODES, SamplingOptions
+from pydantic import AfterValidator, BeforeValidator
+from pydantic.dataclasses import dataclass
+
+from huvidpo.checks import STRICT, check, raises
+from huvidpo.config import SamplingOptions
 from huvidpo.errors import CatalogError, InvalidRequest
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL = "tiny"
 _SECTIONS = ("models", "categories", "styles")
-_VIDEO_PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
 _Entry = TypeVar("_Entry")
 
 
-@dataclass(frozen=True)
+@raises(CatalogError)
+@dataclass(frozen=True, config=STRICT)
 class Component:
     """Where one part of a model lives: `location` is an absolute folder or a hub id."""
 
@@ -33,39 +36,97 @@ class Component:
     subfolder: str = ""
 
 
-@dataclass(frozen=True)
+def _component(entry: Any) -> Any:
+    """A part as a file writes it, { path or repo, subfolder }, as a Component."""
+    if not isinstance(entry, dict):
+        return entry
+    where = {**entry}
+    if "repo" in where:
+        repo = check("repo", where.pop("repo"), str, CatalogError)
+        mirror = _weights_folder() / repo
+        return Component(str(mirror) if mirror.is_dir() else repo, **where)
+    path = check("path", where.pop("path", None), str, CatalogError)
+    return Component(str(_local(path)), **where)
+
+
+def _local(path: Any) -> Any:
+    if not isinstance(path, str):
+        return path
+    given = _weights_folder() / path
+    return given if given.exists() else PROJECT_ROOT / path
+
+
+def _weights_folder() -> Path:
+    return Path(os.environ.get("HUVIDPO_WEIGHTS") or PROJECT_ROOT).resolve()
+
+
+def _with_prompt(template: str) -> str:
+    if "{prompt}" not in template:
+        raise ValueError("which does not contain {prompt}")
+    return template
+
+
+_Part = Annotated[Component, BeforeValidator(_component)]
+_File = Annotated[Path, BeforeValidator(_local)]
+
+
+@raises(CatalogError)
+@dataclass(frozen=True, config=STRICT)
+class Recipes:
+    """Names of training's recipes, by stage; None: a trainer must be told one."""
+
+    motion: str | None = None
+    dpo: str | None = None
+    dpo_image: str | None = None
+
+
+def _table(kind: Any) -> BeforeValidator:
+    """A table of the file as keyword arguments of `kind`."""
+    return BeforeValidator(lambda entry: kind(**entry) if isinstance(entry, dict) else entry)
+
+
+@raises(CatalogError)
+@dataclass(frozen=True, config=STRICT)
 class Model:
     """A pair of first-frame and video models, and the sampling options measured for it."""
 
     name: str
-    description: str
-    first_frame: Component  # a StableDiffusionXLPipeline folder
-    first_frame_unet: Component | None  # replaces that pipeline's UNet (a Diffusion-DPO one)
-    video_unet: Component  # a VideoUNet, a UNet2DConditionModel (inflated on load) or a LAMP checkpoint
-    video_scheduler: Component
-    video_text_encoder: Component
-    video_tokenizer: Component
-    video_vae: Component
-    categories: Path  # folder of the categories' weights
-    defaults: SamplingOptions
-    attention_mode: str | None = None  # of checkpoints that do not say theirs, and of image UNets inflated
+    first_frame: _Part  # a StableDiffusionXLPipeline folder
+    video_unet: _Part  # a VideoUNet, a UNet2DConditionModel (inflated on load) or a LAMP checkpoint
+    video_scheduler: _Part
+    video_text_encoder: _Part
+    video_tokenizer: _Part
+    video_vae: _Part
+    categories: _File  # folder of the categories' weights
+    description: str = ""
+    first_frame_unet: _Part | None = None  # replaces the first-frame pipeline's UNet (a Diffusion-DPO one)
+    defaults: Annotated[SamplingOptions, _table(SamplingOptions)] = SamplingOptions()
+    recipes: Annotated[Recipes, _table(Recipes)] = Recipes()
+    prompts: _File | None = None  # lines "category: prompt" to make clips of; None: the category's motion
+    attention_mode: Literal["first_prev", "first"] | None = None  # of checkpoints that do not say theirs
 
 
-@dataclass(frozen=True)
+@raises(CatalogError)
+@dataclass(frozen=True, config=STRICT)
 class Category:
     """A kind of motion. `weights`: a file, or a folder in LAMP's layout, in a model's `categories`."""
 
     name: str
     motion_prompt: str
-    weights: str
+    weights: str = ""  # "<name>.safetensors" unless given
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            object.__setattr__(self, "weights", f"{self.name}.safetensors")
 
 
-@dataclass(frozen=True)
+@raises(CatalogError)
+@dataclass(frozen=True, config=STRICT)
 class Style:
     """A look: `template` contains `{prompt}`; `negative` is used when a request brings no negative prompt."""
 
     name: str
-    template: str
+    template: Annotated[str, AfterValidator(_with_prompt)]
     negative: str = ""
 
     def apply(self, prompt: str) -> str:
@@ -111,84 +172,22 @@ def _read_file(path: Path, catalog: Catalog) -> None:
         raise CatalogError(f"{path}: {error}") from error
     if unknown := set(tables) - set(_SECTIONS):
         raise CatalogError(f"{path}: unknown section {sorted(unknown)}, known: {', '.join(_SECTIONS)}")
-    parsers = {"models": _model, "categories": _category, "styles": _style}
+    kinds: dict[str, Any] = {"models": _model, "categories": Category, "styles": Style}
     for section, entries in tables.items():
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise CatalogError(f"{path}: expected tables [{section}.<name>]")
         for name, entry in entries.items():
             try:
-                getattr(catalog, section)[name] = parsers[section](name, dict(entry))
-            except (KeyError, TypeError, ValueError) as error:
-                raise CatalogError(f"{path}: [{section}.{name}]: {_reason(error)}") from error
+                getattr(catalog, section)[name] = kinds[section](**entry | {"name": name})
+            except (CatalogError, InvalidRequest) as error:
+                raise CatalogError(f"{path}: [{section}.{name}]: {error}") from error
 
 
-def _reason(error: Exception) -> str:
-    return f"missing key {error}" if isinstance(error, KeyError) else str(error)
-
-
-def _model(name: str, entry: dict[str, Any]) -> Model:
-    video = entry.pop("video")
-    unet = entry.pop("first_frame_unet", None)
-    parts = {f"video_{part}": _component(video.pop(part)) for part in _VIDEO_PARTS}
-    model = Model(
-        name=name,
-        description=entry.pop("description", ""),
-        first_frame=_component(entry.pop("first_frame")),
-        first_frame_unet=_component(unet) if unet else None,
-        categories=_local(entry.pop("categories")),
-        defaults=SamplingOptions().replace(**entry.pop("defaults", {})),
-        attention_mode=_attention_mode(entry.pop("attention_mode", None)),
-        **parts,
-    )
-    _refuse_rest({**entry, **video})
-    return model
-
-
-def _attention_mode(mode: str | None) -> str | None:
-    if mode is not None and mode not in ATTENTION_MODES:
-        raise ValueError(f"attention_mode: got {mode!r}, allowed: {', '.join(ATTENTION_MODES)}")
-    return mode
-
-
-def _component(entry: dict[str, str]) -> Component:
-    entry = dict(entry)
-    subfolder = entry.pop("subfolder", "")
-    if "repo" in entry:
-        repo = entry.pop("repo")
-        mirror = _weights_folder() / repo
-        location = str(mirror) if mirror.is_dir() else repo
-    else:
-        location = str(_local(entry.pop("path")))
-    _refuse_rest(entry)
-    return Component(location, subfolder)
-
-
-def _local(path: str) -> Path:
-    given = _weights_folder() / path
-    return given if given.exists() else PROJECT_ROOT / path
-
-
-def _weights_folder() -> Path:
-    return Path(os.environ.get("HUVIDPO_WEIGHTS") or PROJECT_ROOT).resolve()
-
-
-def _category(name: str, entry: dict[str, Any]) -> Category:
-    category = Category(name, entry.pop("motion_prompt"), entry.pop("weights", f"{name}.safetensors"))
-    _refuse_rest(entry)
-    return category
-
-
-def _style(name: str, entry: dict[str, Any]) -> Style:
-    style = Style(name, entry.pop("template"), entry.pop("negative", ""))
-    _refuse_rest(entry)
-    if "{prompt}" not in style.template:
-        raise ValueError(f"template {style.template!r} does not contain {{prompt}}")
-    return style
-
-
-def _refuse_rest(entry: dict[str, Any]) -> None:
-    if entry:
-        raise ValueError(f"unknown key {', '.join(sorted(entry))}")
+def _model(video: Any = None, **entry: Any) -> Model:
+    """`video`: the table of the video model's parts."""
+    if not isinstance(video, dict):
+        raise CatalogError("video: expected a table of the video model's parts")
+    return Model(**entry | {f"video_{part}": where for part, where in video.items()})
 
 
 def _look_up(entries: dict[str, _Entry], kind: str, name: str) -> _Entry:

@@ -1,77 +1,48 @@
 """What can be asked for: sampling options and requests, frozen and validated. Imports no model code."""
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval, MaxLen, MultipleOf
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from huvidpo.checks import STRICT, NotBlank, Number, Text, raises
 from huvidpo.errors import InvalidRequest
 
-SAMPLERS = ("ddim", "dpm++")
-CORRECTIONS = ("lamp", "none")
 ATTENTION_MODES = ("first_prev", "first")  # which frames self-attention sees, see attention.py
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")  # see engines/select.py
 MAX_SEED = 2**32 - 1  # torch's CPU generator (mt19937) reads 32 bits of a seed
 MAX_PROMPT_CHARS = 2000  # a guard before the tokenizer; the real limit is the text encoder's context
 
-# name -> (lowest, highest); integers unless a bound is a float
-_RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, 1000),
-    "guidance": (0.0, 100.0),
-    "frames": (2, 256),
-    "height": (8, 4096),
-    "width": (8, 4096),
-    "fps": (1, 120),
-    "noise_mix": (0.0, 1.0),
-    "first_frame_steps": (1, 1000),
-    "first_frame_guidance": (0.0, 100.0),
-}
-_CHOICES = {"sampler": SAMPLERS, "corrections": CORRECTIONS}
+STEPS = Interval(ge=1, le=1000)
+GUIDANCE = Interval(ge=0, le=100)
+FRAMES = Interval(ge=2, le=256)
+FPS = Interval(ge=1, le=120)
+Side = Annotated[int, Interval(ge=8, le=4096), MultipleOf(8)]  # pixels
 
 
-@dataclass(frozen=True)
+@raises(InvalidRequest)
+@dataclass(frozen=True, config=STRICT)
 class SamplingOptions:
     """How a clip is sampled. The defaults are the paper's for SD 1.4; a model of the catalog carries its own.
 
     Raises InvalidRequest, naming the field, its value and what is allowed.
     """
 
-    steps: int = 50  # denoising steps of the video, 1..1000 (LAMP: 50 DDIM steps)
-    guidance: float = 12.5  # classifier-free guidance of the video, 0..100; <= 1 runs without it (LAMP: 12.5)
-    frames: int = 16  # frames of the clip, the given first one included, 2..256
-    height: int = 320  # pixels, a multiple of 8, 8..4096
-    width: int = 512  # pixels, a multiple of 8, 8..4096
-    fps: int = 8  # frames per second written into the file, 1..120
-    sampler: str = "ddim"  # "ddim", or "dpm++" (DPM-Solver++ 2M, arXiv 2211.01095) for fewer steps
-    corrections: str = "lamp"  # "lamp": AdaIN and colour matching towards frame 0, as LAMP samples; or "none"
-    noise_mix: float = 0.2  # share of frame 0's noise in every other frame's, 0..1 (LAMP: 0.2)
-    first_frame_steps: int = 50  # denoising steps of the first frame, 1..1000
-    first_frame_guidance: float = 5.0  # guidance of the first frame, 0..100 (SDXL: 5)
-    first_frame_size: tuple[int, int] = (832, 1216)  # (height, width) in pixels; one of SDXL's training sizes
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InvalidRequest(
-                    f"{name}: got {getattr(self, name)!r}, allowed: {', '.join(allowed)}", name
-                )
-        size = self.first_frame_size
-        if not isinstance(size, (tuple, list)) or len(size) != 2:
-            raise InvalidRequest(
-                f"first_frame_size: got {size!r}, expected (height, width)", "first_frame_size"
-            )
-        object.__setattr__(self, "first_frame_size", tuple(size))
-        for side in size:
-            _check_number("first_frame_size", side, *_RANGES["height"])
-        for name, sides in {
-            "height": (self.height,),
-            "width": (self.width,),
-            "first_frame_size": size,
-        }.items():
-            if any(side % 8 for side in sides):
-                raise InvalidRequest(f"{name}: got {getattr(self, name)!r}, expected multiples of 8", name)
+    steps: Annotated[int, STEPS] = 50  # denoising steps of the video, 1..1000 (LAMP: 50 DDIM steps)
+    guidance: Annotated[Number, GUIDANCE] = 12.5  # classifier-free, of the video; <= 1 runs without it (LAMP)
+    frames: Annotated[int, FRAMES] = 16  # frames of the clip, the given first one included, 2..256
+    height: Side = 320
+    width: Side = 512
+    fps: Annotated[int, FPS] = 8  # frames per second written into the file, 1..120
+    sampler: Literal["ddim", "dpm++"] = "ddim"  # DPM-Solver++ 2M, arXiv 2211.01095, for fewer steps
+    corrections: Literal["lamp", "none"] = "lamp"  # AdaIN and colours towards frame 0, as LAMP samples
+    noise_mix: Annotated[Number, Interval(ge=0, le=1)] = 0.2  # share of frame 0's noise in every other
+    first_frame_steps: Annotated[int, STEPS] = 50  # denoising steps of the first frame, 1..1000
+    first_frame_guidance: Annotated[Number, GUIDANCE] = 5.0  # guidance of the first frame, 0..100 (SDXL: 5)
+    first_frame_size: Annotated[tuple[Side, Side], Field(strict=False)] = (832, 1216)  # (height, width)
 
     def replace(self, **changes: Any) -> "SamplingOptions":
         """These options with `changes`, of which None means "as it is". Raises InvalidRequest."""
@@ -84,39 +55,17 @@ class SamplingOptions:
         )
 
 
-@dataclass(frozen=True)
+@raises(InvalidRequest)
+@dataclass(frozen=True, config=STRICT)
 class ClipRequest:
     """One clip to make. `category` and `style` are names of the catalog, checked by the pipelines.
 
     Raises InvalidRequest for an empty or over-long prompt and a seed outside 0..2**32-1.
     """
 
-    prompt: str
+    prompt: Annotated[NotBlank, MaxLen(MAX_PROMPT_CHARS)]
     category: str
-    seed: int
+    seed: Annotated[int, Interval(ge=0, le=MAX_SEED)]
     style: str = "realistic"
-    negative_prompt: str | None = None  # None: the style's own
+    negative_prompt: Annotated[Text, MaxLen(MAX_PROMPT_CHARS)] | None = None  # None: the style's own
     options: SamplingOptions = field(default_factory=SamplingOptions)
-
-    def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt)
-        if not self.prompt.strip():
-            raise InvalidRequest("prompt: it is empty, describe the clip in a few words", "prompt")
-        if self.negative_prompt is not None:
-            _check_text("negative_prompt", self.negative_prompt)
-        _check_number("seed", self.seed, 0, MAX_SEED)
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    whole = isinstance(low, int)
-    right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not right_type or not math.isfinite(value) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise InvalidRequest(f"{name}: got {value!r}, expected {kind} from {low} to {high}", name)
-
-
-def _check_text(name: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise InvalidRequest(f"{name}: got {type(text).__name__}, expected text", name)
-    if len(text) > MAX_PROMPT_CHARS:
-        raise InvalidRequest(f"{name}: {len(text)} characters, at most {MAX_PROMPT_CHARS} are allowed", name)

@@ -8,8 +8,8 @@
 OUT receives the videos, `captions.jsonl` (preferences.clips says what is in a line, the lineage of the
 weights included) and `contact_sheet.png`. A prompt is used for `--seeds-per-prompt` clips in one style, so
 that there are clips of the same prompt to choose between; prompts and styles change together. Without
-`--prompts` the tiny family is asked for scenes of the world it was trained on, any other for its category's
-motion in various places. `--first-frames` is a folder of pictures, or of videos, whose first
+`--prompts` a model is asked for the prompts of its catalog entry, one that has none of the category for the
+category's motion in various places. `--first-frames` is a folder of pictures, or of videos, whose first
 frames to start from in turn, for a subject that the first-frame model cannot draw.
 """
 
@@ -35,7 +35,6 @@ from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.video import read_image
 from judging.thumbnails import contact_sheet, strip
 from preferences.clips import CAPTIONS_FILE, ClipEntry, read_clips, write_clips
-from tiny import world
 from training.data import VIDEO_SUFFIXES, read_captions, read_clip
 from training.recipes import ClipRecipe
 
@@ -89,18 +88,13 @@ def read_filmed(folder: Path) -> list[ClipEntry]:
     return [ClipEntry(video=path.name, caption=caption) for path, caption in read_captions(folder)]
 
 
-def default_prompts(model: str, category: Category, count: int, seed: int) -> list[str]:
-    """Up to `count` prompts that differ; the same for the same `seed`."""
-    rng = np.random.default_rng(seed)
-    if model != DEFAULT_MODEL or category.name not in world.CATEGORIES:
-        return [f"{category.motion_prompt} {place}" for place in rng.permutation(PLACES)[:count]]
-    prompts: dict[str, None] = {}
-    for _ in range(50 * count):  # the world has few scenes of some categories
-        scene = world.random_scene(rng, category.name, "realistic")
-        prompts[world.caption(scene, rng).rpartition(",")[0]] = None  # the style is a field of its own
-        if len(prompts) == count:
-            break
-    return list(prompts)
+def default_prompts(model: Model, category: Category, count: int, seed: int) -> list[str]:
+    """Up to `count` prompts that differ; the same for the same `seed`. Raises as `read_prompts`."""
+    lines = read_prompts(model.prompts) if model.prompts else []
+    pairs = [line.partition(": ") for line in lines]
+    prompts = [prompt for name, _, prompt in pairs if name == category.name]
+    prompts = prompts or [f"{category.motion_prompt} {place}" for place in PLACES]
+    return [prompts[i] for i in np.random.default_rng(seed).permutation(len(prompts))[:count]]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -265,7 +259,7 @@ def chosen_prompts(args: argparse.Namespace, model: Model, category: Category) -
     different = -(-args.count // args.seeds_per_prompt)
     if args.prompts:
         return read_prompts(args.prompts)
-    return default_prompts(model.name, category, different, args.seed)
+    return default_prompts(model, category, different, args.seed)
 
 
 def _parser() -> argparse.ArgumentParser:

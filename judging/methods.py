@@ -65,7 +65,7 @@ def held_out_requests(
     Raises InvalidRequest when none is left.
     """
     known = set(seen)
-    drawn = prompts or default_prompts(model.name, category, count + len(known), seed)
+    drawn = prompts or default_prompts(model, category, count + len(known), seed)
     fresh = [prompt for prompt in drawn if prompt not in known][:count]
     if not fresh:
         raise InvalidRequest("prompts: all of them were seen in training, name others", "prompts")

@@ -1,18 +1,21 @@
 """A folder of clips to judge: videos, and `captions.jsonl` with one line about each.
 
     {"video": "0007.mp4", "caption": "a horse runs, cartoon style", "prompt": "a horse runs", "style":
-     "cartoon", "category": "horse", "seed": 7, "model": "tiny", "lineage": {"stage": "motion", ...}}
+     "cartoon", "category": "horse", "seed": 7, "model": "sd14", "lineage": {"stage": "motion", ...}}
 
 Only `video` and `caption` are needed: clips that people filmed have no seed.
 """
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
 
+from pydantic.dataclasses import dataclass
+
+from huvidpo.checks import STRICT, NotBlank, check, raises
 from huvidpo.errors import HuViDPOError
 from huvidpo.files import write_text
 
@@ -23,11 +26,12 @@ class ClipFolderError(HuViDPOError, ValueError):
     """A folder of clips that cannot be read; the message names every line at fault."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@raises(ClipFolderError)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClipEntry:
     """One line of `captions.jsonl`."""
 
-    video: str  # file, relative to the folder
+    video: NotBlank  # file, relative to the folder
     caption: str  # the whole text given to the text encoder, style applied
     prompt: str = ""  # without the style; the caption where the line has none
     style: str = ""
@@ -47,12 +51,13 @@ def read_clips(folder: Path) -> list[ClipEntry]:
     Raises ClipFolderError naming every malformed line, missing video and video named twice.
     """
     try:
-        lines = (folder / CAPTIONS_FILE).read_bytes().split(b"\n")
+        text = (folder / CAPTIONS_FILE).read_bytes()
     except OSError as error:
         want = 'lines like {"video": "0001.mp4", "caption": "a horse runs"}'
         raise ClipFolderError(f"{folder} needs {CAPTIONS_FILE} with {want}: {error}") from error
     clips: dict[str, ClipEntry] = {}
     problems = []
+    lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")  # not splitlines: it splits at U+2028
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -81,29 +86,11 @@ def _parse(line: bytes, folder: Path) -> ClipEntry:
         raise ClipFolderError(f"not JSON ({error})") from error
     if not isinstance(record, dict):
         raise ClipFolderError("not an object")
-    fields = {part.name: record[part.name] for part in dataclasses.fields(ClipEntry) if part.name in record}
-    for name in ("video", "caption"):
-        if not isinstance(fields.get(name), str) or not fields[name].strip():
-            raise ClipFolderError(f"{name}: got {fields.get(name)!r}, expected text that is not empty")
-    for name, value in fields.items():
-        _check(name, value)
-    if not (folder / fields["video"]).resolve().is_relative_to(folder.resolve()):
-        raise ClipFolderError(f"video: {fields['video']} lies outside the folder")
-    if not (folder / fields["video"]).is_file():
-        raise ClipFolderError(f"video: there is no file {fields['video']}")
-    return ClipEntry(**fields)
-
-
-def _check(name: str, value: Any) -> None:
-    if name == "seed":
-        good, want = (
-            value is None or (isinstance(value, int) and not isinstance(value, bool)),
-            "a whole number",
-        )
-    elif name == "lineage":
-        good = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-        want = "an object of texts"
-    else:
-        good, want = isinstance(value, str), "text"
-    if not good:
-        raise ClipFolderError(f"{name}: got {value!r}, expected {want}")
+    names = {part.name for part in dataclasses.fields(ClipEntry)}
+    entry = ClipEntry(**{name: value for name, value in record.items() if name in names})
+    check("caption", entry.caption, NotBlank, ClipFolderError)
+    if not (folder / entry.video).resolve().is_relative_to(folder.resolve()):
+        raise ClipFolderError(f"video: {entry.video} lies outside the folder")
+    if not (folder / entry.video).is_file():
+        raise ClipFolderError(f"video: there is no file {entry.video}")
+    return entry

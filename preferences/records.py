@@ -19,22 +19,67 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Interval
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from huvidpo.checks import STRICT, NotBlank, Text, check, raises
 from huvidpo.errors import HuViDPOError
 from huvidpo.files import sync_folder, write_text
 
 RATINGS_FILE = "ratings.jsonl"  # in the folder of the clips, unless told otherwise
 SCORES = (0.0, 10.0)  # lowest and highest score (the paper's scale, decimals allowed)
 CRITERIA = ("aesthetics", "consistency", "alignment")  # of the paper's user study, each 1..5
-ANSWERS = ("a", "b", "tie")
 
 
 class PreferencesError(HuViDPOError, ValueError):
     """Preferences that cannot be read, written or used; the message names every line or record at fault."""
+
+
+def _id(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        raise ValueError("expected 32 hexadecimal digits")
+    return text
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError("expected 64 hexadecimal digits")
+    return text
+
+
+def _utc(text: str) -> str:
+    try:
+        offset = datetime.fromisoformat(text).utcoffset()
+    except ValueError:
+        offset = None
+    if offset != timedelta(0):
+        raise ValueError("expected ISO 8601 in UTC (...+00:00)")
+    return text
+
+
+def _below(text: str) -> str:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\\" in text or str(path) != text or text == ".":
+        raise ValueError("expected a path below the ratings' folder, with / and no ..")
+    return text
+
+
+def _all_marks(criteria: dict[str, int]) -> dict[str, int]:
+    if set(criteria) != set(CRITERIA):
+        raise ValueError(f"expected {', '.join(CRITERIA)}: whole numbers from 1 to 5")
+    return criteria
+
+
+Clip = Annotated[NotBlank, AfterValidator(_below)]  # path relative to the JSONL's folder, with "/"
+Sha256 = Annotated[str, AfterValidator(_sha256)]  # of the clip's file
+Score = Annotated[float, Interval(ge=SCORES[0], le=SCORES[1])]
+Criteria = Annotated[dict[str, Annotated[int, Interval(ge=1, le=5)]], AfterValidator(_all_marks)]
 
 
 def _new_id() -> str:
@@ -45,97 +90,66 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-@dataclass(frozen=True, kw_only=True)
+@raises(PreferencesError)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Common:
     """What every record has. Raises PreferencesError for a field that is not what it should be."""
 
     kind: ClassVar[str]
 
-    rater: str  # whoever judged; any text that is not empty
-    category: str  # of the clip; clips of one category only are ever compared ("" where clips have none)
-    id: str = field(default_factory=_new_id)  # uuid4, 32 hexadecimal digits
-    time: str = field(default_factory=_now)  # ISO 8601, in UTC
-
-    def __post_init__(self) -> None:
-        for name in ("rater", "category", "id", "time"):
-            _check_text(name, getattr(self, name), empty=name == "category")
-        if not re.fullmatch("[0-9a-f]{32}", self.id):
-            raise PreferencesError(f"id: got {self.id!r}, expected 32 hexadecimal digits")
-        try:
-            offset = datetime.fromisoformat(self.time).utcoffset()
-        except ValueError:
-            offset = None
-        if offset != timedelta(0):
-            raise PreferencesError(f"time: got {self.time!r}, expected ISO 8601 in UTC (...+00:00)")
+    rater: NotBlank  # whoever judged; any text that is not empty
+    category: Text  # of the clip; clips of one category only are ever compared ("" where clips have none)
+    id: Annotated[str, AfterValidator(_id)] = field(default_factory=_new_id)  # uuid4, 32 hexadecimal digits
+    time: Annotated[str, AfterValidator(_utc)] = field(default_factory=_now)  # ISO 8601, in UTC
 
 
-@dataclass(frozen=True, kw_only=True)
+@raises(PreferencesError)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rating(_Common):
     """One person's opinion of one clip: a score, the paper's three criteria, or both."""
 
     kind: ClassVar[str] = "rating"
 
-    clip: str  # path relative to the JSONL's folder, with "/"
-    sha256: str  # of the clip's file
-    prompt: str
+    clip: Clip
+    sha256: Sha256
+    prompt: Text
     seed: int | None = None  # None: the clip was not made by a model
-    lineage: dict[str, str] = field(default_factory=dict)  # of the model that made the clip
-    score: float | None = None  # 0..10, decimals allowed; higher is better
-    criteria: dict[str, int] | None = None  # {aesthetics, consistency, alignment}, each 1..5
+    lineage: dict[Text, Text] = field(default_factory=dict)  # of the model that made the clip
+    score: Score | None = None  # 0..10, decimals allowed; higher is better
+    criteria: Criteria | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_clip("", self.clip, self.sha256)
-        _check_text("prompt", self.prompt, empty=True)
-        if self.seed is not None and not _is_int(self.seed):
-            raise PreferencesError(f"seed: got {self.seed!r}, expected a whole number or null")
-        if not isinstance(self.lineage, Mapping):
-            raise PreferencesError(f"lineage: got {self.lineage!r}, expected an object of texts")
-        for name, text in self.lineage.items():
-            _check_text(f"lineage[{name!r}]", text, empty=True)
         if self.score is None and self.criteria is None:
             raise PreferencesError("score and criteria are both missing; a skipped clip is not recorded")
-        if self.score is not None:
-            object.__setattr__(self, "score", check_score(self.score))
-        if self.criteria is not None:
-            _check_criteria(self.criteria)
 
 
-@dataclass(frozen=True, kw_only=True)
+@raises(PreferencesError)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Comparison(_Common):
     """One person's choice between two clips shown side by side."""
 
     kind: ClassVar[str] = "comparison"
 
-    clip_a: str
-    sha256_a: str
-    clip_b: str
-    sha256_b: str
-    answer: str  # "a", "b" or "tie": the better one
-    prompt: str = ""  # that both were made for; empty where they differ
+    clip_a: Clip
+    sha256_a: Sha256
+    clip_b: Clip
+    sha256_b: Sha256
+    answer: Literal["a", "b", "tie"]  # "a", "b" or "tie": the better one
+    prompt: Text = ""  # that both were made for; empty where they differ
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_clip("_a", self.clip_a, self.sha256_a)
-        _check_clip("_b", self.clip_b, self.sha256_b)
-        _check_text("prompt", self.prompt, empty=True)
         if self.clip_a == self.clip_b:
             raise PreferencesError(f"clip_a and clip_b are both {self.clip_a!r}; expected two clips")
-        if self.answer not in ANSWERS:
-            raise PreferencesError(f"answer: got {self.answer!r}, allowed: {', '.join(ANSWERS)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@raises(PreferencesError)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Retraction(_Common):
     """An undo: the record `of` the same rater no longer counts."""
 
     kind: ClassVar[str] = "retraction"
 
-    of: str  # id of an earlier rating or comparison
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_text("of", self.of)
+    of: NotBlank  # id of an earlier rating or comparison
 
 
 Record = Rating | Comparison | Retraction
@@ -145,43 +159,7 @@ _KINDS: dict[str, type] = {record.kind: record for record in (Rating, Comparison
 
 def check_score(score: Any) -> float:
     """`score` as a float. Raises PreferencesError unless it is a number from 0 to 10."""
-    low, high = SCORES
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not low <= score <= high:
-        raise PreferencesError(f"score: got {score!r}, expected a number from {low:g} to {high:g}")
-    return float(score)
-
-
-def _check_text(name: str, text: Any, empty: bool = False) -> None:
-    if not isinstance(text, str) or not (empty or text.strip()):
-        raise PreferencesError(
-            f"{name}: got {text!r}, expected text" + ("" if empty else " that is not empty")
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PreferencesError(f"{name}: got {text!r}, which is not valid Unicode") from error
-
-
-def _check_clip(which: str, clip: Any, sha256: Any) -> None:
-    _check_text(f"clip{which}", clip)
-    path = PurePosixPath(clip)
-    if path.is_absolute() or ".." in path.parts or "\\" in clip or str(path) != clip or clip == ".":
-        raise PreferencesError(
-            f"clip{which}: got {clip!r}, expected a path below the ratings' folder, with / and no .."
-        )
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise PreferencesError(f"sha256{which}: got {sha256!r}, expected 64 hexadecimal digits")
-
-
-def _check_criteria(criteria: Any) -> None:
-    good = isinstance(criteria, Mapping) and set(criteria) == set(CRITERIA)
-    if not good or not all(_is_int(mark) and 1 <= mark <= 5 for mark in criteria.values()):
-        want = ", ".join(CRITERIA)
-        raise PreferencesError(f"criteria: got {criteria!r}, expected {want}: whole numbers from 1 to 5")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return check("score", score, Score, PreferencesError)
 
 
 # The file
@@ -314,8 +292,8 @@ def read_huvidpo_json(path: Path) -> list[tuple[str, float]]:
         try:
             if not isinstance(entry, dict) or set(entry) != {"video", "score"}:
                 raise PreferencesError('expected {"video": ..., "score": ...}')
-            _check_text("video", entry["video"])
-            pairs.append((entry["video"], check_score(entry["score"])))
+            video = check("video", entry["video"], NotBlank, PreferencesError)
+            pairs.append((video, check_score(entry["score"])))
         except PreferencesError as error:
             problems.append(f"entry {number}: {error}")
     if problems:

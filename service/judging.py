@@ -32,7 +32,7 @@ Answer = float | Choice | dict[str, int]  # of the modes score, compare and stud
 NEIGHBOURS = (
     2  # clips of the category that each clip is compared with, before and after it in a shuffled ring
 )
-_TO_RECORD = {"left": "a", "right": "b", "tie": "tie"}
+_TO_RECORD: dict[str, Literal["a", "b", "tie"]] = {"left": "a", "right": "b", "tie": "tie"}
 _FROM_RECORD = {answer: choice for choice, answer in _TO_RECORD.items()}
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from huvidpo.config import MAX_PROMPT_CHARS, MAX_SEED
+from huvidpo.config import FPS, FRAMES, GUIDANCE, MAX_PROMPT_CHARS, MAX_SEED, STEPS
 from service.errors import BadFields, MalformedBody
 
 Format = Literal["mp4", "gif", "webp"]
@@ -48,7 +48,7 @@ ImageFile = Annotated[
 class GenerateRequest(BaseModel):
     """One clip to make. Unknown fields are refused; a number is a number, never a string."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What the clip shows.")
     category: str = Field(
@@ -58,15 +58,15 @@ class GenerateRequest(BaseModel):
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Same seed, same clip. Absent: picked, see X-Seed."
     )
-    steps: int | None = Field(
-        None, ge=1, le=1000, description="Denoising steps of the video. Absent: the model's."
+    steps: Annotated[int, STEPS] | None = Field(
+        None, description="Denoising steps of the video. Absent: the model's."
     )
-    guidance: float | None = Field(
-        None, ge=0, le=100, allow_inf_nan=False, description="Classifier-free guidance."
+    guidance: Annotated[float, GUIDANCE] | None = Field(None, description="Classifier-free guidance.")
+    frames: Annotated[int, FRAMES] | None = Field(
+        None, description="Frames of the clip. Absent: the model's."
     )
-    frames: int | None = Field(None, ge=2, le=256, description="Frames of the clip. Absent: the model's.")
-    fps: int | None = Field(
-        None, ge=1, le=120, description="Frames per second of the file. Absent: the model's."
+    fps: Annotated[int, FPS] | None = Field(
+        None, description="Frames per second of the file. Absent: the model's."
     )
     negative_prompt: str | None = Field(
         None, max_length=MAX_PROMPT_CHARS, description="What to keep away from."

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.config import BACKENDS
 
 
@@ -12,7 +13,7 @@ from huvidpo.config import BACKENDS
 class Settings:
     """Frozen; `from_env` raises ValueError naming the variable, what came and what is allowed."""
 
-    model: str = "tiny"  # which model of the catalog to serve
+    model: str = DEFAULT_MODEL  # which model of the catalog to serve
     device: str = ""  # torch device of the runners; empty: CUDA when present, else CPU
     dtype: str = ""  # float32, float16 or bfloat16; empty: float16 on CUDA; else bfloat16 if the CPU has it
     backend: str = "auto"  # of the UNets, one of huvidpo.config.BACKENDS; auto: the fastest there is

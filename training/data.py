@@ -27,6 +27,7 @@ from huvidpo import video
 from huvidpo.errors import HuViDPOError
 from huvidpo.files import hash_facts, hash_file, hash_tensors, whole_file
 from huvidpo.latents import to_latents
+from preferences.clips import CAPTIONS_FILE, read_clips
 from training.recipes import ClipRecipe, MotionRecipe
 
 VIDEO_SUFFIXES = frozenset(
@@ -102,43 +103,17 @@ def rows_for(rows: np.ndarray, draw: int, batch_size: int, seed: int) -> np.ndar
 def read_captions(folder: Path) -> list[tuple[Path, str]]:
     """(video, caption) pairs of a folder, in a fixed order.
 
-    Raises ClipsError naming every malformed line, missing video and video without a caption.
+    Raises ClipFolderError as `read_clips`, and ClipsError naming every video without a caption.
     """
-    listing = folder / "captions.jsonl"
-    pairs, problems = _read_listing(listing) if listing.exists() else _read_sidecars(folder)
+    if (folder / CAPTIONS_FILE).exists():
+        return [(folder / clip.video, clip.caption.strip()) for clip in read_clips(folder)]
+    pairs, problems = _read_sidecars(folder)
     if not pairs and not problems:
         problems = [f"no videos found; {_wanted()}"]
     if problems:
         shown = "\n  ".join(problems[:20])
         raise ClipsError(f"{folder} cannot be trained on:\n  {shown}")
     return pairs
-
-
-def _read_listing(listing: Path) -> tuple[list[tuple[Path, str]], list[str]]:
-    pairs, problems = [], []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            pairs.append(_parse_line(line, listing.parent))
-        except ValueError as error:
-            problems.append(f"{listing.name} line {number}: {error}")
-    return pairs, problems
-
-
-def _parse_line(line: str, folder: Path) -> tuple[Path, str]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError('not an object like {"video": "a.mp4", "caption": "..."}')
-    for name in ("video", "caption"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            raise ValueError(f"{name!r} is {record.get(name)!r}; want a text that is not empty")
-    if not (folder / record["video"]).is_file():
-        raise ValueError(f"no such video: {record['video']}")
-    return folder / record["video"], record["caption"].strip()
 
 
 def _read_sidecars(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:

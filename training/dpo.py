@@ -60,7 +60,7 @@ from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, n
 from training.monitors import Monitors, pair_metrics
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
 from training.rated import Rated, load_rated
-from training.recipes import DPO_RECIPES, DPORecipe, override
+from training.recipes import DPO_RECIPES, DPORecipe, Stage, override, recipe_of
 
 CLIPS, PICTURES = 2, 8  # samples made at each evaluation
 LEVELS = 4  # fixed timesteps of the monitors: the middle of each quarter of the recipe's range
@@ -469,8 +469,8 @@ def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
     model = catalog.model(args.model)
     steps = [f"steps={args.steps}", "passes=0"] if args.steps is not None else []
-    recipe = DPO_RECIPES[args.recipe or ("tiny_dpo" if args.model == "tiny" else "paper_dpo")]()
-    recipe = override(recipe, args.set + steps)
+    stage: Stage = "dpo" if args.category or args.stage1 else "dpo_image"
+    recipe = override(recipe_of(model, stage, args.recipe), args.set + steps)
     _check(args, recipe)
     category = catalog.category(args.category) if args.category else None
     folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name if category else 'first_frame'}"

@@ -44,11 +44,9 @@ from training.recipes import (
     ClipRecipe,
     DPORecipe,
     MotionRecipe,
-    lamp_sd14,
+    Stage,
     override,
-    paper_dpo,
-    tiny_dpo,
-    tiny_motion,
+    recipe_of,
 )
 
 GIB = 2**30
@@ -59,7 +57,7 @@ TEXT_TOKENS = 77
 SD_LATENT_FACTOR = 8
 SD_COMPANIONS = 83_653_863 + 123_060_480
 """Parameters of Stable Diffusion 1.x's VAE and text encoder, where their configurations are not on disk."""
-STAGES = {"motion": (tiny_motion, lamp_sd14), "dpo": (tiny_dpo, paper_dpo)}  # recipes: tiny, full size
+STAGES: tuple[Stage, ...] = ("motion", "dpo")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -414,10 +412,9 @@ def _main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe(args: argparse.Namespace, stage: str) -> ClipRecipe:
+def _recipe(args: argparse.Namespace, stage: Stage) -> ClipRecipe:
     """The stage's recipe for the model, with the command line's changes to the fields it has."""
-    tiny = args.model == "tiny"
-    recipe: ClipRecipe = STAGES[stage][0 if tiny else 1]()
+    recipe: ClipRecipe = recipe_of(load_catalog().model(args.model), stage)
     sizes = {"frames": args.frames, "height": args.height, "width": args.width}
     recipe = dataclasses.replace(recipe, **{name: size for name, size in sizes.items() if size is not None})
     recipe = override(recipe, [text for text in args.set if hasattr(recipe, text.partition("=")[0])])

@@ -40,7 +40,7 @@ from training.inversion import InvertedNoise, invert_clips
 from training.lineage import commit, write_network
 from training.loop import STOPPED, Trained, TrainingError, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
-from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override
+from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override, recipe_of
 
 EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
 
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
     model = catalog.model(args.model)
-    recipe = MOTION_RECIPES[args.recipe or ("tiny_motion" if args.model == "tiny" else "lamp_sd14")]()
+    recipe = recipe_of(model, "motion", args.recipe)
     steps = [f"steps={args.steps}"] if args.steps is not None else []
     recipe = override(recipe, args.set + steps)
     whole = recipe.trainable == ("all",)
@@ -296,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, help="file (folder when all weights train) to write"
     )
     parser.add_argument(
-        "--recipe", choices=sorted(MOTION_RECIPES), help="default: tiny_motion for tiny, else lamp_sd14"
+        "--recipe", choices=sorted(MOTION_RECIPES), help="default: as the catalog's entry says"
     )
     parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
     parser.add_argument(

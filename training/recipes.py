@@ -5,204 +5,184 @@ Change a field with `dataclasses.replace(recipe, lr=1e-4)` or, on the command li
 """
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from pydantic.dataclasses import dataclass
+
+from huvidpo.catalog import Model
+from huvidpo.checks import STRICT, Number, raises
 from huvidpo.errors import HuViDPOError
 
 LAMP_TRAINABLE = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of an attention
 
 
+Stage = Literal["motion", "dpo", "dpo_image"]  # a model of the catalog has a recipe for each
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[Number, Gt(0)]
+NotNegative = Annotated[Number, Ge(0)]
+Share = Annotated[Number, Interval(ge=0, le=1)]
+ShareBelow = Annotated[Number, Interval(ge=0, lt=1)]
+Names = Annotated[tuple[str, ...], MinLen(1)]
+
+
 class RecipeError(HuViDPOError, ValueError):
-    """A recipe field has a value that no run can use."""
+    """A recipe field has a value that no run can use, or no recipe is named."""
 
 
-@dataclass(frozen=True)
+@raises(RecipeError)
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
     """What every run has, whatever it trains. Defaults are stage 1's (LAMP)."""
 
-    steps: int = 25_000
+    steps: Count = 25_000
     """Optimiser steps in all."""
-    batch_size: int = 1
+    batch_size: Count = 1
     """Samples per process and step."""
-    lr: float = 3e-5
+    lr: Positive = 3e-5
     """AdamW learning rate after the warm-up."""
-    cooldown: float = 0.0
+    cooldown: Share = 0.0
     """Share of the steps, at the end, in which the learning rate falls linearly to a twentieth; 0 keeps it
     constant.
     """
-    warmup_steps: int = 0
+    warmup_steps: Whole = 0
     """Steps in which the learning rate rises linearly from 0."""
-    weight_decay: float = 1e-2
+    weight_decay: NotNegative = 1e-2
     """AdamW weight decay."""
-    adam_eps: float = 1e-8
+    adam_eps: Positive = 1e-8
     """AdamW epsilon."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest global gradient norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Mixed precision; weights and optimiser stay fp32. fp16 needs a GPU."""
-    ema: float | None = None
+    ema: Annotated[Number, Gt(0), Lt(1)] | None = None
     """Decay of the moving average of the trained weights; None keeps none. With it, the average is what is
     written.
     """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between checkpoints."""
-    sample_every: int = 500
+    sample_every: Whole = 500
     """Steps between evaluations and sample clips; 0 makes none."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between TensorBoard points."""
-    seed: int = 0
+    seed: Whole = 0
     """Fixes data order, noise, timesteps and dropout."""
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "log_every"):
-            _require(getattr(self, name) >= 1, self, name, "at least 1")
-        for name in ("warmup_steps", "sample_every", "seed", "weight_decay"):
-            _require(getattr(self, name) >= 0, self, name, "0 or more")
-        for name in ("lr", "adam_eps", "clip_norm"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
-        _require(0 <= self.cooldown <= 1, self, "cooldown", "0 to 1")
-        _require(self.ema is None or 0 < self.ema < 1, self, "ema", "None or between 0 and 1")
-        for name, kind in get_type_hints(type(self)).items():
-            if choices := _literals(kind):
-                _require(getattr(self, name) in choices, self, name, f"one of {', '.join(choices)}")
 
-
-@dataclass(frozen=True)
+@raises(RecipeError)
+@dataclass(frozen=True, config=STRICT)
 class ClipRecipe(Recipe):
     """What every run on clips has: how they are read, and how samples are made."""
 
-    frames: int = 16
+    frames: Count = 16
     """Frames per clip, the first one clean."""
-    height: int = 320
+    height: Annotated[int, Ge(8)] = 320
     """Pixels."""
-    width: int = 512
+    width: Annotated[int, Ge(8)] = 512
     """Pixels."""
-    fps: float = 8.0
+    fps: Positive = 8.0
     """Frames per second at which clips are read; a shorter clip is spread over its whole length."""
-    sample_steps: int | None = None
+    sample_steps: Count | None = None
     """Denoising steps of the sample clips; None takes the model's own."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.frames >= 1, self, "frames", "at least 1")
-        _require(self.height >= 8 and self.width >= 8, self, "height", "at least 8, like width")
-        _require(self.fps > 0, self, "fps", "above 0")
 
-
-@dataclass(frozen=True)
+@raises(RecipeError)
+@dataclass(frozen=True, config=STRICT)
 class MotionRecipe(ClipRecipe):
     """Stage 1: motion from clips (METHOD: LAMP's few-shot tuning)."""
 
-    trainable: tuple[str, ...] = LAMP_TRAINABLE
+    frames: Annotated[int, Ge(2)] = 16
+    """Frames per clip, the first one clean: it is given, not learnt."""
+    trainable: Names = LAMP_TRAINABLE
     """Parts of tensor names that train; ("all",) trains the whole network, for pre-training a base."""
     noising: Literal["forward", "ddim_inversion"] = "forward"
     """Random noise, or the noise DDIM inversion finds in the clip (`training.inversion`)."""
-    inversion_steps: int = 50
+    inversion_steps: Count = 50
     """Noise levels of `ddim_inversion`: network calls per clip, made once."""
     flip: bool = True
     """Also train on every clip mirrored left to right."""
-    text_drop: float = 0.0
+    text_drop: ShareBelow = 0.0
     """Share of captions replaced by the empty one, for classifier-free guidance."""
-    holdout: int = 0
+    holdout: Whole = 0
     """Clips kept out of training and evaluated instead; 0 evaluates on the first training clips."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(bool(self.trainable), self, "trainable", "name parts, or ('all',)")
-        _require(self.frames >= 2, self, "frames", "at least 2: the first frame is given, not learnt")
-        _require(self.inversion_steps >= 1, self, "inversion_steps", "at least 1")
-        _require(0 <= self.text_drop < 1, self, "text_drop", "at least 0 and below 1")
-        _require(self.holdout >= 0, self, "holdout", "0 or more")
 
-
-@dataclass(frozen=True)
+@raises(RecipeError)
+@dataclass(frozen=True, config=STRICT)
 class DPORecipe(ClipRecipe):
     """Stage 2: preferences as a LoRA (METHOD section 5; the defaults are the paper's unless noted).
 
     `frames` 1 means pictures: the first-frame network trains.
     """
 
-    passes: int = 12
+    passes: Whole = 12
     """Passes over all training pairs (clips, for kto); they make the number of steps. 0: `steps` says it."""
-    accumulation: int = 1
+    accumulation: Count = 1
     """Batches whose gradients make one step: less memory than as large a batch. Not the paper's."""
-    lr: float = 1e-4
+    lr: Positive = 1e-4
     """AdamW learning rate after the warm-up."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """AdamW weight decay."""
-    adam_eps: float = 1e-3
+    adam_eps: Positive = 1e-3
     """AdamW epsilon."""
-    save_every: int = 100
+    save_every: Count = 100
     """Steps between checkpoints."""
-    sample_every: int = 50
+    sample_every: Whole = 50
     """Steps between evaluations (`training.monitors`), sample clips included; 0 makes none."""
-    lora_rank: int = 16
+    lora_rank: Count = 16
     """Rank of every adapter."""
-    lora_alpha: float = 32.0
+    lora_alpha: Positive = 32.0
     """An adapter adds alpha / rank * B A to its weight."""
-    lora_dropout: float = 0.1
+    lora_dropout: ShareBelow = 0.1
     """Share of an adapter's inputs that a training step leaves out."""
-    target_modules: tuple[str, ...] = PROJECTIONS
+    target_modules: Names = PROJECTIONS
     """Ends of the names of the linear layers that get an adapter: all attentions."""
     loss: Literal["sigmoid", "ipo", "hinge", "kto"] = "sigmoid"
     """`training.losses.preference_loss`; kto learns from single clips, better or worse than the mean."""
-    beta: float = 50.0
+    beta: Positive = 50.0
     """How strongly the reference holds, the loss being -log sigmoid(beta m). 50: the paper's reference code;
     Diffusion-DPO has 5000 for pictures (arXiv 2311.12908).
     """
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[Number, Ge(0), Lt(0.5)] = 0.0
     """Chance that a preference is the wrong way round; sigmoid loss only. Not the paper's, like all below."""
-    anchor: float = 0.0
+    anchor: NotNegative = 0.0
     """How much a rise of the winner's error counts against its pair: see `training.losses.dpo_loss`."""
     gap_weights: bool = False
     """Pairs (clips, for kto) count by the gap between their ratings."""
-    lowest_timestep: float = 0.0
+    lowest_timestep: ShareBelow = 0.0
     """Share of the noise schedule, 0 clean to 1 pure noise: timesteps are drawn from here ..."""
-    highest_timestep: float = 1.0
+    highest_timestep: Share = 1.0
     """... to here."""
     prompt: Literal["own", "category"] = "own"
     """What each clip of a pair is shown with: its caption, or for both the category's motion prompt."""
     one_forward: bool = True
     """Winner and loser go through the network together; False takes a little less memory, and longer."""
-    tie: float = 0.2
+    tie: NotNegative = 0.2
     """Clips whose strengths (log-odds) differ by less make no pair."""
-    holdout: float = 0.25
+    holdout: Annotated[Number, Ge(0), Le(0.5)] = 0.25
     """Share of the clips kept out of training, for the monitors and early stopping; 0 keeps none."""
     same_prompt: bool = False
     """Pair only clips of one prompt."""
-    patience: int = 0
+    patience: Whole = 0
     """Evaluations without a better held-out accuracy after which a run stops, and its best weights
     are written; 0 never stops and writes the last.
     """
-    max_winner_drift: float | None = None
+    max_winner_drift: Positive | None = None
     """Rise of the winners' error, as a share of the reference's, at which a run stops; None never stops."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("accumulation", "lora_rank"):
-            _require(getattr(self, name) >= 1, self, name, "at least 1")
-        for name in ("passes", "patience", "anchor", "tie"):
-            _require(getattr(self, name) >= 0, self, name, "0 or more")
-        for name in ("lora_alpha", "beta"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
-        _require(0 <= self.lora_dropout < 1, self, "lora_dropout", "at least 0 and below 1")
-        _require(bool(self.target_modules), self, "target_modules", "name layers, to_q say")
-        _require(0 <= self.label_smoothing < 0.5, self, "label_smoothing", "at least 0 and below 0.5")
         smooth = self.loss == "sigmoid" or self.label_smoothing == 0
         _require(smooth, self, "label_smoothing", f"0 with the {self.loss} loss")
         _require(self.loss != "kto" or self.anchor == 0, self, "anchor", "0 with the kto loss")
-        _require(0 <= self.lowest_timestep < 1, self, "lowest_timestep", "at least 0 and below 1")
-        above = self.lowest_timestep < self.highest_timestep <= 1
+        above = self.lowest_timestep < self.highest_timestep
         _require(above, self, "highest_timestep", "above lowest_timestep, at most 1")
-        _require(0 <= self.holdout <= 0.5, self, "holdout", "0 to 0.5")
         _require(self.patience == 0 or self.holdout > 0, self, "patience", "0 when no clips are held out")
-        drift = self.max_winner_drift
-        _require(drift is None or drift > 0, self, "max_winner_drift", "None or above 0")
-        blind = self.sample_every == 0 and (self.patience > 0 or drift is not None)
+        blind = self.sample_every == 0 and (self.patience > 0 or self.max_winner_drift is not None)
         _require(not blind, self, "sample_every", "at least 1 for a run that may stop early")
 
 
@@ -271,6 +251,22 @@ def parts_of(*attentions: str) -> tuple[str, ...]:
 
 DPO_RECIPES = {recipe.__name__: recipe for recipe in (paper_dpo, paper_dpo_image, tiny_dpo, tiny_dpo_image)}
 
+
+def recipe_of(model: Model, stage: Stage, name: str | None = None) -> Any:
+    """The recipe `name`, else the one that the model's catalog entry gives the stage.
+
+    Raises RecipeError when the entry gives none, or names one that is not there.
+    """
+    known: dict[str, Any] = MOTION_RECIPES if stage == "motion" else DPO_RECIPES
+    name = name or getattr(model.recipes, stage)
+    if name not in known:
+        raise RecipeError(
+            f"recipe: model {model.name!r} names {name!r} for {stage}, known: {', '.join(sorted(known))}; "
+            f"choose one with --recipe, or write recipes = {{ {stage} = ... }} into its catalog entry"
+        )
+    return known[name]()
+
+
 _Named = TypeVar("_Named", bound=Recipe)
 
 
@@ -297,14 +293,17 @@ def _parse(text: str, kind: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    if kind in (int, float, str):
+    if kind in (int, str):
         return kind(text)
+    if kind == Number:
+        return float(text)
     if kind == tuple[str, ...]:
         return tuple(part for part in text.split(",") if part)
     if _literals(kind):
         return text
     if type(None) in get_args(kind):
-        return None if text.lower() == "none" else _parse(text, get_args(kind)[0])
+        kinds = [one for one in get_args(kind) if one is not type(None)]
+        return None if text.lower() == "none" else _parse(text, int if kinds == [int] else Number)
     raise ValueError(text)
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import time
 
+from huvidpo.catalog import DEFAULT_MODEL
 from preferences.records import read_records
 
 
 def test_models_reports_the_weights(server, random_family):
     answer = server.client.get("/models").json()
-    assert answer["model"] == "tiny"
+    assert answer["model"] == DEFAULT_MODEL
     weights = {one["name"]: one["weights"] for one in answer["categories"]}
     file = random_family / "categories" / "horse.safetensors"
     assert weights["horse"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()

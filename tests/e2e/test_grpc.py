@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 from PIL import Image
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.video import decode
 from service.protos import video_generation_pb2 as messages
 from service.protos import video_generation_pb2_grpc as stubs
@@ -65,7 +66,7 @@ def test_progress_then_the_clip(server, stub):
     assert kinds[:8] == ["accepted", *first_frame, "queued", "progress", "progress"]
     assert kinds[8] == "clip"
     assert set(kinds[9:]) == {"chunk"}
-    assert (events[0].accepted.model, events[0].accepted.seed) == ("tiny", 5)
+    assert (events[0].accepted.model, events[0].accepted.seed) == (DEFAULT_MODEL, 5)
     steps = [(event.progress.stage, event.progress.step, event.progress.total) for event in events[2:5]]
     assert steps == [("first_frame", step, 3) for step in (1, 2, 3)]
     clip, data = events[8].clip, b"".join(event.chunk for event in events[9:])
@@ -190,7 +191,7 @@ def job(stub) -> messages.Job:
 def test_a_job_and_its_clip(server, stub, job):
     assert (job.status, job.progress) == (messages.Job.COMPLETED, 100)
     assert job.expires_at.seconds - job.completed_at.seconds == pytest.approx(86_400, abs=1)
-    assert (job.clip.media_type, job.clip.model, job.clip.seed) == ("video/mp4", "tiny", 5)
+    assert (job.clip.media_type, job.clip.model, job.clip.seed) == ("video/mp4", DEFAULT_MODEL, 5)
     assert stub.GetJob(messages.GetJobRequest(id=job.id)) == job
     clip, *chunks = stub.DownloadJob(messages.DownloadJobRequest(id=job.id))
     data = b"".join(event.chunk for event in chunks)

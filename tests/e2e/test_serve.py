@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.video import decode
 
 CATALOG = load_catalog()
@@ -52,7 +52,7 @@ def test_every_category_in_every_style(server):
         assert response.status_code == 200, (name, response.text)
         assert response.headers["content-type"] == "video/mp4"
         assert response.headers["x-seed"] == "3"
-        assert response.headers["x-model"] == "tiny"
+        assert response.headers["x-model"] == DEFAULT_MODEL
         assert response.headers["x-request-id"]
         timing = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
         assert set(timing) == {"queue", "first_frame", "video", "encode"}

@@ -10,7 +10,7 @@ import pytest
 from huvidpo.catalog import load_catalog
 from huvidpo.video import decode
 
-FAMILY = Path(__file__).resolve().parents[2] / "models" / "tiny"
+FAMILY = Path(__file__).resolve().parents[2] / "models/tiny"
 PARTS = ("first_frame/model_index.json", "first_frame/unet/config.json", "video/unet/config.json")
 MISSING = [part for part in PARTS if not (FAMILY / part).is_file()]
 pytestmark = pytest.mark.skipif(

@@ -11,6 +11,7 @@ import openai
 import pytest
 from PIL import Image
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.video import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -36,7 +37,12 @@ def done(client) -> openai.types.Video:
 
 def test_create_and_poll(server, client, done):
     assert (done.status, done.progress, done.error) == ("completed", 100, None)
-    assert (done.model, done.size, done.seconds, done.prompt) == ("tiny", "32x32", "0.5", GOOD["prompt"])
+    assert (done.model, done.size, done.seconds, done.prompt) == (
+        DEFAULT_MODEL,
+        "32x32",
+        "0.5",
+        GOOD["prompt"],
+    )
     assert (done.category, done.style, done.seed) == (
         "horse",
         "realistic",
@@ -153,8 +159,8 @@ def test_polling_hint_and_models(server, client, done):
     created = server.client.post("/v1/videos", json={"prompt": "a horse", "num_inference_steps": 1})
     assert 200 <= int(created.headers["openai-poll-after-ms"]) <= 5000
     assert "openai-poll-after-ms" not in server.client.get(f"/v1/videos/{done.id}").headers
-    assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").owned_by == "huvidpo"
+    assert [model.id for model in client.models.list()] == [DEFAULT_MODEL]
+    assert client.models.retrieve(DEFAULT_MODEL).owned_by == "huvidpo"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("sora-2")
 

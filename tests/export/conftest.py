@@ -7,7 +7,7 @@ import pytest
 import torch
 from family import build_random_family
 
-from huvidpo.catalog import Model, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +28,7 @@ def model(catalog_folder: Path) -> Model:
     """The random family, which is the catalog's `tiny` while these tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUVIDPO_CATALOG", str(catalog_folder))
-        return load_catalog().model("tiny")
+        return load_catalog().model(DEFAULT_MODEL)
 
 
 @pytest.fixture(autouse=True)

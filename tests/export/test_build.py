@@ -8,7 +8,7 @@ import pytest
 
 from export import build as build_module
 from export.build import Job, Target, build, main, target_of, usable
-from huvidpo.catalog import Model, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
 from huvidpo.engines.manifest import Manifest, find_engine, read_manifest
 from huvidpo.engines.networks import ROWS, network_of
 from huvidpo.errors import EngineError
@@ -31,7 +31,7 @@ def horse(model: Model, cache: Path) -> tuple[Path, Manifest]:
 
 def test_an_onnx_engine_is_found_with_its_manifest(horse: tuple[Path, Manifest], cache: Path):
     folder, manifest = horse
-    asked = {"network": "video_unet", "model": "tiny", "category": "horse", "backend": "onnxruntime"}
+    asked = {"network": "video_unet", "model": DEFAULT_MODEL, "category": "horse", "backend": "onnxruntime"}
     assert find_engine(cache, **asked) == (folder, manifest)
     assert {path.name for path in folder.iterdir()} == {
         "model.onnx",
@@ -119,7 +119,7 @@ def test_command_line(model: Model, cache: Path, tmp_path: Path, capsys: pytest.
     report = tmp_path / "report.json"
     asked = [
         "--model",
-        "tiny",
+        DEFAULT_MODEL,
         "--network",
         "video_vae_decoder",
         "--backend",
@@ -141,11 +141,11 @@ def test_command_line(model: Model, cache: Path, tmp_path: Path, capsys: pytest.
     [
         (["--model", "big"], "model: got 'big', known"),
         (
-            ["--model", "tiny", "--category", "cats", "--backend", "onnxruntime"],
+            ["--model", DEFAULT_MODEL, "--category", "cats", "--backend", "onnxruntime"],
             "category: got 'cats', known",
         ),
-        (["--model", "tiny", "--backend", "onnxruntime", "--target", "sm89"], "leave it out"),
-        (["--model", "tiny", "--backend", "tensorrt-rtx", "--target", "sm90"], "--target sm90"),
+        (["--model", DEFAULT_MODEL, "--backend", "onnxruntime", "--target", "sm89"], "leave it out"),
+        (["--model", DEFAULT_MODEL, "--backend", "tensorrt-rtx", "--target", "sm90"], "--target sm90"),
     ],
 )
 def test_mistakes_are_one_line(

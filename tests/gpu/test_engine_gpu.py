@@ -14,6 +14,7 @@ import torch
 from family import LATENT_CHANNELS, SIZE, TEXT_WIDTH, build_random_family
 from torch import Tensor
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.config import ClipRequest
 from huvidpo.engines.base import VideoEngine
 from huvidpo.errors import EngineError, InvalidRequest
@@ -39,7 +40,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUVIDPO_CATALOG", str(build_random_family(folder / "family") / "catalog"))
         patch.setenv("HUVIDPO_ENGINES", str(folder / "engines"))
-        arguments = ["--model", "tiny", "--category", *CATEGORIES, "--no-parity"]
+        arguments = ["--model", DEFAULT_MODEL, "--category", *CATEGORIES, "--no-parity"]
         if "tensorrt" in FLAVOURS:
             arguments += ["--backend", "tensorrt"]
         else:
@@ -51,12 +52,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def eager(engines: Path) -> VideoPipeline:
-    return VideoPipeline.from_catalog("tiny", device="cuda", categories=CATEGORIES)
+    return VideoPipeline.from_catalog(DEFAULT_MODEL, device="cuda", categories=CATEGORIES)
 
 
 @pytest.fixture
 def video(engines: Path) -> VideoPipeline:
-    return VideoPipeline.from_catalog("tiny", device="cuda", categories=CATEGORIES, backend="tensorrt")
+    return VideoPipeline.from_catalog(DEFAULT_MODEL, device="cuda", categories=CATEGORIES, backend="tensorrt")
 
 
 def inputs(lines: int = 2, frames: int = 4, side: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +96,7 @@ def test_first_frame_is_that_of_torch(engines: Path) -> None:
     options = asked.options.replace(first_frame_steps=3, first_frame_size=(SIZE, SIZE))
     asked = dataclasses.replace(asked, options=options)
     images = [
-        FirstFramePipeline.from_catalog("tiny", device="cuda", backend=name)([asked])[0]
+        FirstFramePipeline.from_catalog(DEFAULT_MODEL, device="cuda", backend=name)([asked])[0]
         for name in ("tensorrt", "torch")
     ]
     assert images[0] is not None
@@ -173,14 +174,14 @@ def test_shapes_outside_the_profile_are_refused(video: VideoPipeline) -> None:
 
 
 def test_auto_takes_the_engine(engines: Path) -> None:
-    pipeline = VideoPipeline.from_catalog("tiny", device="cuda", categories=["horse"], backend="auto")
+    pipeline = VideoPipeline.from_catalog(DEFAULT_MODEL, device="cuda", categories=["horse"], backend="auto")
     assert pipeline.backend == "tensorrt"
     assert isinstance(pipeline.unets["horse"], VideoEngine)
 
 
 def test_missing_engine_says_what_to_do(engines: Path) -> None:
     with pytest.raises(EngineError, match=r"export\.build --model tiny"):
-        VideoPipeline.from_catalog("tiny", device="cuda", categories=["guitar"], backend="tensorrt")
+        VideoPipeline.from_catalog(DEFAULT_MODEL, device="cuda", categories=["guitar"], backend="tensorrt")
 
 
 @pytest.mark.skipif("tensorrt" in FLAVOURS, reason="tensorrt-rtx alone compiles kernels when it loads")

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from family import LATENT_CHANNELS, SIZE, TEXT_WIDTH
 from torch import Tensor
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import load_tensors, save_tensors
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError
@@ -56,12 +56,12 @@ def serve(
     (tmp_path / "catalog").mkdir(exist_ok=True)
     (tmp_path / "catalog/random.toml").write_text(toml)
     monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path / "catalog"))
-    return VideoPipeline.from_catalog("tiny", categories=["horse" if weights else "smile"])
+    return VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse" if weights else "smile"])
 
 
 def clip(pipeline: VideoPipeline) -> np.ndarray:
     (category,) = pipeline.unets
-    options = load_catalog().model("tiny").defaults.replace(frames=4)
+    options = load_catalog().model(DEFAULT_MODEL).defaults.replace(frames=4)
     picture = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     (made,) = pipeline([ClipRequest("a white horse runs", category, 1, options=options)], [picture])
     assert made is not None
@@ -192,7 +192,7 @@ def test_a_whole_checkpoint_shares_what_is_the_bases(
     name = next(name for name in tensors if ".conv1d." in name)
     save_tensors(file, tensors | {name: tensors[name] + 1}, {})
     serve(family, tmp_path, monkeypatch, weights=folder)
-    both = VideoPipeline.from_catalog("tiny", categories=["horse", "smile"]).unets
+    both = VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse", "smile"]).unets
     own = {
         key
         for key, value in both["horse"].named_parameters()
@@ -284,7 +284,7 @@ def test_a_base_in_half_precision_is_known_too(
     file = tmp_path / "weights.safetensors"
     save_tensors(file, load_tensors(family / "categories/horse.safetensors"), {"base": fingerprint(base)})
     serve(family, tmp_path, monkeypatch, weights=file)
-    pipeline = VideoPipeline.from_catalog("tiny", categories=["horse", "smile"], dtype=torch.bfloat16)
+    pipeline = VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse", "smile"], dtype=torch.bfloat16)
     assert {p.dtype for unet in pipeline.unets.values() for p in unet.parameters()} == {torch.bfloat16}
 
 

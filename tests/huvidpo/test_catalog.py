@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huvidpo.catalog import PROJECT_ROOT, Style, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT, Recipes, Style, load_catalog
 from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
 from huvidpo.errors import CatalogError, InvalidRequest
 
@@ -22,13 +22,13 @@ def _no_user_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_built_in_names() -> None:
     catalog = load_catalog()
-    assert list(catalog.models) == ["tiny", "sd14"]
+    assert list(catalog.models) == [DEFAULT_MODEL, "sd14"]
     assert list(catalog.categories) == CATEGORIES
     assert list(catalog.styles) == STYLES
 
 
 def test_tiny_paths_lie_in_the_project_and_share_vae_and_text_encoder() -> None:
-    tiny = load_catalog().model("tiny")
+    tiny = load_catalog().model(DEFAULT_MODEL)
     assert tiny.first_frame.location == str(PROJECT_ROOT / "models/tiny/first_frame")
     assert tiny.video_vae.location == tiny.video_text_encoder.location == tiny.first_frame.location
     assert (tiny.defaults.height, tiny.defaults.width, tiny.defaults.frames) == (64, 64, 16)
@@ -66,7 +66,7 @@ def test_prompt_with_braces_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "known"), [("model", ["tiny", "sd14"]), ("category", CATEGORIES), ("style", STYLES)]
+    ("kind", "known"), [("model", [DEFAULT_MODEL, "sd14"]), ("category", CATEGORIES), ("style", STYLES)]
 )
 def test_unknown_name_lists_the_known_ones(kind: str, known: list[str]) -> None:
     with pytest.raises(InvalidRequest) as error:
@@ -96,7 +96,7 @@ def test_user_catalog_adds_and_replaces(tmp_path: Path, monkeypatch: pytest.Monk
         ("[categories.x]\nweights = 'a'", "missing key 'motion_prompt'"),
         ("[moods.x]", "unknown section"),
         ("[styles.x", "Expected"),
-        ("[models.x]\nfirst_frame = 3\n[models.x.video]", "missing key"),
+        ("[models.x]\nfirst_frame = 3\n[models.x.video]", "first_frame: got 3"),
         ("styles = 3", "expected tables"),
     ],
 )
@@ -109,6 +109,60 @@ def test_broken_catalog_names_file_and_reason(
         load_catalog()
     assert "broken.toml" in str(error.value)
     assert reason in str(error.value)
+
+
+def test_the_entry_of_a_model_says_its_recipes_prompts_and_attention() -> None:
+    tiny, sd14 = (load_catalog().model(name) for name in (DEFAULT_MODEL, "sd14"))
+    assert tiny.recipes == Recipes("tiny_motion", "tiny_dpo", "tiny_dpo_image")
+    assert sd14.recipes == Recipes("lamp_sd14", "paper_dpo", "paper_dpo_image")
+    assert (tiny.prompts, sd14.prompts) == (PROJECT_ROOT / "models/tiny/prompts.txt", None)
+    assert tiny.attention_mode is sd14.attention_mode is None
+
+
+MINE = """[models.mine]
+first_frame = {{ path = "a" }}
+categories = "c"
+{more}
+[models.mine.video]
+unet = {{ path = "a" }}
+scheduler = {{ path = "a" }}
+text_encoder = {{ path = "a" }}
+tokenizer = {{ path = "a" }}
+vae = {{ path = "a"{part} }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "part", "reason"),
+    [
+        ('attention_mode = "first"\nrecipes = { motion = "tiny_motion" }', "", None),
+        (
+            'attention_mode = "last"',
+            "",
+            "attention_mode: got 'last', expected one of first_prev, first",
+        ),
+        ('recipes = { stage3 = "x" }', "", "unknown key stage3, known: motion, dpo, dpo_image"),
+        ("recipes = { dpo = 1 }", "", "dpo: got 1, expected text, or none"),
+        ("defaults = { steps = 0 }", "", "steps: got 0, expected a whole number from 1 to 1000"),
+        ("prompts = 3", "", "prompts: got 3"),
+        ("video_extra = 3", "", "unknown key video_extra"),
+        ("", ", subfolder = 3", "subfolder: got 3, expected text"),
+        ("", ", color = 3", "unknown key color"),
+    ],
+)
+def test_a_second_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, part: str, reason: str | None
+) -> None:
+    (tmp_path / "mine.toml").write_text(MINE.format(more=more, part=part))
+    monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
+    if reason:
+        with pytest.raises(CatalogError) as error:
+            load_catalog()
+        assert "mine.toml: [models.mine]" in str(error.value)
+        assert reason in str(error.value)
+    else:
+        mine = load_catalog().model("mine")
+        assert (mine.attention_mode, mine.recipes.motion, mine.recipes.dpo) == ("first", "tiny_motion", None)
 
 
 def test_missing_user_catalog_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

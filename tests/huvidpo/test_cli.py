@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from huvidpo.__main__ import main
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.video import decode
 
 
@@ -45,7 +46,7 @@ def test_given_first_frame_and_options(tmp_path: Path, capsys: pytest.CaptureFix
         "--negative-prompt",
         "red",
         "--model",
-        "tiny",
+        DEFAULT_MODEL,
     ]
     assert run(*arguments) == 0
     with Image.open(tmp_path / "clip.gif") as clip:

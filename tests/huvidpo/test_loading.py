@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from huvidpo.catalog import Component
+from huvidpo.catalog import DEFAULT_MODEL, Component
 from huvidpo.errors import CheckpointError, NotFinite
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_vae, load_video_unet
@@ -261,10 +261,10 @@ def test_the_door_that_serves_refuses_it_too(
     (broken / "catalog/random.toml").write_text(toml)
     monkeypatch.setenv("HUVIDPO_CATALOG", str(broken / "catalog"))
     with pytest.raises(CheckpointError, match=f"{part}: .* tensors are missing"):
-        FirstFramePipeline.from_catalog("tiny")
+        FirstFramePipeline.from_catalog(DEFAULT_MODEL)
     if part == "first_frame/text_encoder":
         with pytest.raises(CheckpointError, match=f"{part}: .* tensors are missing"):
-            VideoPipeline.from_catalog("tiny", categories=["horse"])
+            VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse"])
 
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -284,7 +284,7 @@ def test_huvidpos_checkpoint_serves_as_category(
     entry = f'\n[categories.galop]\nmotion_prompt = "a horse gallops"\nweights = "{file}"\n'
     (tmp_path / "catalog.toml").write_text(toml + entry)
     monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
-    unet = VideoPipeline.from_catalog("tiny", categories=["galop"]).unets["galop"]
+    unet = VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["galop"]).unets["galop"]
     inputs = torch.randn(1, 8, 3, 8, 8), 5, torch.randn(1, 5, 32)
     with torch.no_grad():
         expected = wrapped(*inputs)
@@ -298,7 +298,7 @@ def test_a_category_that_is_not_finite_is_refused(tiny_family: Path, tmp_path: P
     save_file(one_nan(good), tmp_path / "nan.safetensors")
     with pytest.raises(CheckpointError, match=r"hold NaN or infinity: .*conv1d\.weight"):
         VideoPipeline.from_catalog(
-            "tiny", weights={"horse": tmp_path / "nan.safetensors"}, categories=["horse"]
+            DEFAULT_MODEL, weights={"horse": tmp_path / "nan.safetensors"}, categories=["horse"]
         )
 
 

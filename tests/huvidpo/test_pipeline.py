@@ -12,7 +12,7 @@ from family import SIZE, build_random_family
 from reference import needs_reference, reference
 from torch import Tensor
 
-from huvidpo.catalog import Component, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Component, load_catalog
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.config import ClipRequest
 from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
@@ -28,7 +28,7 @@ PROMPTS = ["a white horse runs", "winter waterfall", "birds fly in the pink sky"
 def pipelines(family: Path) -> Iterator[tuple[FirstFramePipeline, VideoPipeline]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
-        yield FirstFramePipeline.from_catalog("tiny"), VideoPipeline.from_catalog("tiny")
+        yield FirstFramePipeline.from_catalog(DEFAULT_MODEL), VideoPipeline.from_catalog(DEFAULT_MODEL)
 
 
 @pytest.fixture
@@ -185,8 +185,8 @@ def test_half_precision(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents and noise stay float32; only the networks are cast."""
     monkeypatch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
     half = torch.bfloat16
-    first = FirstFramePipeline.from_catalog("tiny", dtype=half)
-    video = VideoPipeline.from_catalog("tiny", dtype=half, categories=["horse"])
+    first = FirstFramePipeline.from_catalog(DEFAULT_MODEL, dtype=half)
+    video = VideoPipeline.from_catalog(DEFAULT_MODEL, dtype=half, categories=["horse"])
     assert {first.pipe.unet.dtype, video.unets["horse"].dtype, video.vae.dtype} == {half}
     (latents,) = latents_of(video, [request()], first([request()]))
     assert latents is not None
@@ -324,7 +324,7 @@ def test_bad_first_frame(video: VideoPipeline, bad: object) -> None:
 
 def test_only_chosen_categories_are_loaded(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
-    video = VideoPipeline.from_catalog("tiny", categories=["rain"])
+    video = VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["rain"])
     with pytest.raises(InvalidRequest, match="loaded here: rain"):
         video([request()], [image()])
 
@@ -346,7 +346,7 @@ def test_missing_category_weights_are_warned_of(
 ) -> None:
     monkeypatch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
     with caplog.at_level(logging.WARNING, "huvidpo"):
-        VideoPipeline.from_catalog("tiny", categories=["smile", "horse"])
+        VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["smile", "horse"])
     assert [record.getMessage() for record in caplog.records if "no weights" in record.getMessage()] == [
         f"no weights at {family / 'categories/smile.safetensors'}: the base model is used"
     ]
@@ -369,8 +369,8 @@ def test_epsilon_family_with_an_euler_first_frame(tmp_path: Path, monkeypatch: p
     family = build_random_family(tmp_path, zero_snr=False)
     monkeypatch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
     first, video = (
-        FirstFramePipeline.from_catalog("tiny"),
-        VideoPipeline.from_catalog("tiny", categories=["horse"]),
+        FirstFramePipeline.from_catalog(DEFAULT_MODEL),
+        VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse"]),
     )
     requests = [request(seed=i, corrections="lamp") for i in range(2)]
     together = first_latents_of(first, requests)
@@ -391,7 +391,7 @@ def test_dpo_unet_replaces_the_first_frame_pipelines(
     extra = f'first_frame_unet = {{ path = "{tmp_path}/dpo", subfolder = "unet" }}\n[models.tiny.video]'
     (tmp_path / "random.toml").write_text(toml.replace("[models.tiny.video]", extra))
     monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
-    first = FirstFramePipeline.from_catalog("tiny")
+    first = FirstFramePipeline.from_catalog(DEFAULT_MODEL)
     assert torch.equal(first.pipe.unet.conv_out.bias, unet.conv_out.bias)
 
 
@@ -406,7 +406,10 @@ def test_float16_files_run_in_float32_on_a_cpu(
     toml = (copy / "catalog/random.toml").read_text()
     (copy / "catalog/random.toml").write_text(toml.replace(family.as_posix(), copy.as_posix()))
     monkeypatch.setenv("HUVIDPO_CATALOG", str(copy / "catalog"))
-    first, video = FirstFramePipeline.from_catalog("tiny", device="cpu"), VideoPipeline.from_catalog("tiny")
+    first, video = (
+        FirstFramePipeline.from_catalog(DEFAULT_MODEL, device="cpu"),
+        VideoPipeline.from_catalog(DEFAULT_MODEL),
+    )
     pipe = first.pipe
     modules = [pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, video.vae, video.text_encoder]
     for module in [*modules, *video.unets.values()]:
@@ -422,14 +425,14 @@ def test_missing_model_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(
             CheckpointError, match=r"video_unet is missing, there is no folder .*nowhere/unet"
         ):
-            pipeline.from_catalog("tiny")
+            pipeline.from_catalog(DEFAULT_MODEL)
 
 
 @needs_reference
 def test_lamp_checkpoints_serve_as_model_and_as_category() -> None:
-    unet = load_video_unet(Component(str(reference("lamp", "tiny")), "unet"), torch.float32, "first")
+    unet = load_video_unet(Component(str(reference("lamp/tiny")), "unet"), torch.float32, "first")
     base = VideoUNet.from_config(unet.config)
-    category = load_category(base, reference("lamp", "tiny"), "first")
+    category = load_category(base, reference("lamp/tiny"), "first")
     assert all(torch.equal(x, unet.state_dict()[name]) for name, x in category.state_dict().items())
 
 
@@ -451,7 +454,7 @@ def test_image_unet_is_inflated_on_load(
     toml = (family / "catalog/random.toml").read_text()
     (tmp_path / "random.toml").write_text(toml.replace(f"{family.as_posix()}/video", f"{tmp_path}/sd", 1))
     monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))
-    unet = load_video_unet(load_catalog().model("tiny").video_unet, torch.float32)
+    unet = load_video_unet(load_catalog().model(DEFAULT_MODEL).video_unet, torch.float32)
     assert isinstance(unet, VideoUNet)
     assert not unet.conv_in.conv1d.weight.any()  # freshly inflated
 

@@ -373,7 +373,7 @@ def _golden(case: str, attention: str) -> tuple[dict[str, Tensor], dict, VideoUN
     assert REFERENCE is not None
     lamp = Path(REFERENCE) / "lamp"
     config = json.loads((lamp / "pipe/ddim_config.json").read_text())
-    unet = VideoUNet.from_lamp(lamp / "tiny", attention=attention).eval()
+    unet = VideoUNet.from_lamp(f"{lamp}/tiny", attention=attention).eval()
     return load_file(lamp / f"pipe/{case}.safetensors"), config, unet
 
 

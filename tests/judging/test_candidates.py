@@ -6,7 +6,7 @@ from clips import write_clip
 from PIL import Image
 
 from huvidpo import video
-from huvidpo.catalog import Category
+from huvidpo.catalog import DEFAULT_MODEL, Category, load_catalog
 from huvidpo.files import hash_file
 from judging.candidates import default_prompts, main, plan, read_pictures
 from judging.thumbnails import contact_sheet, strip
@@ -24,17 +24,19 @@ def test_prompts_styles_and_seeds_vary_together():
 
 def test_default_prompts_differ_and_depend_on_the_seed_alone():
     horse, candle = Category("horse", "a horse runs", ""), Category("candle", "a candle flickers", "")
+    catalog = load_catalog()
+    default, other = catalog.model(DEFAULT_MODEL), catalog.model("sd14")
     for model, category, word in (
-        ("tiny", horse, "horse"),
-        ("tiny", candle, "candle"),
-        ("sd14", horse, "runs"),
+        (default, horse, "horse"),
+        (default, candle, "candle"),
+        (other, horse, "runs"),
     ):
         prompts = default_prompts(model, category, 6, seed=1)
         assert len(set(prompts)) == 6
         assert all(word in prompt and "style" not in prompt for prompt in prompts)
         assert prompts == default_prompts(model, category, 6, seed=1)
         assert prompts != default_prompts(model, category, 6, seed=2)
-    assert len(default_prompts("tiny", horse, 1, 0)) == 1
+    assert len(default_prompts(default, horse, 1, 0)) == 1
 
 
 def test_command_makes_a_folder_to_rate(tiny_family, tmp_path, capsys):
@@ -63,7 +65,7 @@ def test_command_makes_a_folder_to_rate(tiny_family, tmp_path, capsys):
     weights = tiny_family / "categories" / "horse.safetensors"
     assert entries[0].lineage == {"weights": "horse.safetensors", "sha256": hash_file(weights)}
     assert entries[4].caption == "a horse runs, pixel art style"
-    assert (entries[4].category, entries[4].model) == ("horse", "tiny")
+    assert (entries[4].category, entries[4].model) == ("horse", DEFAULT_MODEL)
     assert read_captions(out)[4] == (out / "0004.mp4", entries[4].caption)  # stage 1 reads the folder too
     frames, fps = video.decode(out / "0000.mp4")
     assert frames.shape == (16, 32, 32, 3)

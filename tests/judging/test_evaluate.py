@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel as ImageUNet
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, InvalidRequest
 from judging.evaluate import FROZEN, METRICS, main, measure, slug, summarise
@@ -53,7 +53,7 @@ def test_methods_are_written_as_name_and_source():
 
 def test_held_out_requests_leave_out_what_was_seen(tiny_family):
     catalog = load_catalog()
-    model, horse = catalog.model("tiny"), catalog.category("horse")
+    model, horse = catalog.model(DEFAULT_MODEL), catalog.category("horse")
     requests = held_out_requests(model, horse, ["cartoon", "realistic"], 6, seed=5)
     assert [r.seed for r in requests] == [5, 6, 7, 8, 9, 10]
     assert {r.style for r in requests} == {"cartoon", "realistic"}
@@ -68,7 +68,7 @@ def test_held_out_requests_leave_out_what_was_seen(tiny_family):
 
 def test_first_frame_attention_shares_the_weights_and_changes_the_clip(quick_family):
     catalog = load_catalog()
-    model, horse = catalog.model("tiny"), catalog.category("horse")
+    model, horse = catalog.model(DEFAULT_MODEL), catalog.category("horse")
     plain = load_pipeline(Method("", "catalog"), model, [horse])
     unet = plain.unets["horse"]
     lamp = attend_to_first(unet)
@@ -106,7 +106,7 @@ def test_animatediff_from_local_folders(family, tmp_path):
     adapter.save_pretrained(tmp_path / "adapter")
     make = animate(f"{tmp_path / 'sd'},{tmp_path / 'adapter'}")
     options = dataclasses.replace(
-        load_catalog().model("tiny").defaults, frames=4, height=32, width=32, steps=2
+        load_catalog().model(DEFAULT_MODEL).defaults, frames=4, height=32, width=32, steps=2
     )
     clip = make(ClipRequest("a horse", "horse", 1, options=options), "a horse, cartoon style")
     assert (clip.shape, clip.dtype) == ((4, 32, 32, 3), np.uint8)
@@ -149,7 +149,7 @@ def test_command_writes_the_table_with_the_frozen_row(quick_family, tmp_path, ca
     assert "| LVDM | 3 |" in text
     entries = read_clips(saved / "lamp")
     assert [entry.category for entry in entries] == ["horse", "horse", "rain", "rain"]
-    options = load_catalog().model("tiny").defaults
+    options = load_catalog().model(DEFAULT_MODEL).defaults
     assert [c for _, c in read_method(saved / "lamp", options, "rain")] == [e.caption for e in entries[2:]]
 
 
@@ -162,7 +162,7 @@ def test_first_frames_are_shared(quick_family, tmp_path):
     arguments = ["--categories", "horse", "--prompts", "1", "--out", str(tmp_path / "t.json")]
     arguments += ["--method", "a=catalog", "--method", f"b=weights:{weights}", "--save", str(tmp_path / "s")]
     assert main(arguments) == 0
-    options = load_catalog().model("tiny").defaults
+    options = load_catalog().model(DEFAULT_MODEL).defaults
     (a, _), (b, _) = (next(iter(read_method(tmp_path / "s" / name, options, "horse"))) for name in "ab")
     assert np.abs(a[0].astype(int) - b[0]).mean() < 1  # apart from the video file's losses
     assert np.abs(a[3].astype(int) - b[3]).mean() > 1

@@ -24,7 +24,7 @@ from tiny.world import caption, random_scene, random_scenes, render
 from training.data import ClipsError, read_clip
 from training.recipes import ClipRecipe
 
-CLIP = Path(__file__).resolve().parents[2] / "models" / "tiny" / "clip"
+CLIP = Path(__file__).resolve().parents[2] / "models/tiny" / "clip"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from huvidpo import video
-from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, save_tensors
 from huvidpo.files import hash_file
 from judging.promote import Pair, decide, main
@@ -16,7 +16,7 @@ from preferences.records import Comparison, append
 from tiny.world import caption, random_scene, render
 from training.motion import main as train_motion
 
-SHIPPED = PROJECT_ROOT / "models" / "tiny"
+SHIPPED = PROJECT_ROOT / "models/tiny"
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_an_adapter_trained_to_freeze_the_clip_is_refused(tmp_path, monkeypatch,
     frozen = tmp_path / "frozen.safetensors"
     fields = {"frames": 6, "batch_size": 4, "lr": 3e-3, "sample_every": 0, "warmup_steps": 0}
     settings = [part for name, value in fields.items() for part in ("--set", f"{name}={value}")]
-    trained = ["--model", "tiny", "--category", "horse", "--clips", str(stills), "--out", str(frozen)]
+    trained = ["--model", DEFAULT_MODEL, "--category", "horse", "--clips", str(stills), "--out", str(frozen)]
     assert train_motion([*trained, "--steps", "8", "--run", str(tmp_path / "train"), *settings]) == 0
 
     run = tmp_path / "run"  # against the base: the categories' folder is empty

@@ -5,6 +5,7 @@ import pytest
 from clips import write_clip
 
 from huvidpo import video
+from huvidpo.catalog import DEFAULT_MODEL
 from judging.ratings import SIMULATED, main, rating_of
 from preferences.clips import ClipEntry, read_clips, write_clips
 from preferences.pairs import scores_by_clip
@@ -97,7 +98,7 @@ def test_report_of_ratings_that_make_no_pairs_says_why(folder, tmp_path, capsys)
 def test_simulated_ratings_are_called_that_and_a_frozen_clip_scores_nothing(folder, tiny_family, capsys):
     frozen = video.decode(folder / "3.mp4")[0][[0, 0, 0, 0]]
     (folder / "3.mp4").write_bytes(video.encode(frozen, 8))
-    assert main(["simulate", "--clips", str(folder), "--model", "tiny"]) == 0
+    assert main(["simulate", "--clips", str(folder), "--model", DEFAULT_MODEL]) == 0
     assert "6 simulated ratings added; no person rated these clips" in capsys.readouterr().out
     records = read_records(folder / "ratings.jsonl")
     assert {record.rater for record in records} == {"simulated"}

@@ -1,6 +1,9 @@
+import codecs
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 
@@ -9,7 +12,7 @@ def test_what_is_written_is_read_back(tmp_path):
     entries = [
         ClipEntry(
             video="0.mp4", caption="a horse runs, cartoon style", prompt="a horse runs", style="cartoon",
-            category="horse", seed=3, model="tiny", lineage={"stage": "motion"},
+            category="horse", seed=3, model="sd14", lineage={"stage": "motion"},
         ),
         ClipEntry(video="ö\u2028.mp4", caption="a horse\u2028runs"),
     ]  # fmt: skip
@@ -26,7 +29,7 @@ def test_every_malformed_line_is_named(tmp_path):
     wrong = {
         "{": "not JSON",
         "[]": "not an object",
-        json.dumps({"video": "0.mp4"}): "caption: got None",
+        json.dumps({"video": "0.mp4"}): "missing key 'caption'",
         json.dumps(good): "named twice",
         json.dumps(good | {"video": "1.mp4"}): "there is no file 1.mp4",
         json.dumps(good | {"video": "../1.mp4"}): "outside the folder",
@@ -51,3 +54,24 @@ def test_a_folder_without_clips_is_refused(tmp_path, text):
         (tmp_path / "captions.jsonl").write_text(text)
     with pytest.raises(ClipFolderError, match=r"captions\.jsonl"):
         read_clips(tmp_path)
+
+
+@pytest.mark.parametrize(("start", "end"), [(b"", b"\n"), (codecs.BOM_UTF8, b"\r\n"), (b"", b"\r\n\r\n")])
+def test_files_of_windows_editors_are_read(tmp_path, start, end):
+    for name in ("0.mp4", "1.mp4"):
+        (tmp_path / name).write_bytes(b"video")
+    lines = [json.dumps({"video": f"{i}.mp4", "caption": f"horse {i}"}).encode() + end for i in range(2)]
+    (tmp_path / "captions.jsonl").write_bytes(start + b"".join(lines))
+    assert [(clip.video, clip.caption) for clip in read_clips(tmp_path)] == [
+        ("0.mp4", "horse 0"),
+        ("1.mp4", "horse 1"),
+    ]
+
+
+@given(line=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@settings(max_examples=60, deadline=None)
+def test_a_line_of_anything_is_refused_by_number(line, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "captions.jsonl").write_bytes(b"{}\n" + line.replace(b"\n", b""))
+    with pytest.raises(ClipFolderError, match="line 1: missing key 'video'"):
+        read_clips(folder)

@@ -9,7 +9,7 @@ import torch
 from family import build_random_family
 from prometheus_client import REGISTRY
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from service import runners
 from service.batching import Batcher
@@ -65,7 +65,7 @@ def test_a_backend_that_was_asked_for_is_not_replaced(caplog):
 
 def test_answer_names_the_backends():
     backends = {"first_frame": "openvino", "video": "tensorrt"}
-    response = _clip_response(Finished(b"", "video/mp4", 1, "tiny", {}, backends))
+    response = _clip_response(Finished(b"", "video/mp4", 1, DEFAULT_MODEL, {}, backends))
     assert response.headers["X-Backend"] == "first_frame=openvino, video=tensorrt"
 
 
@@ -88,7 +88,7 @@ def test_unusual_lengths_are_one_compilation_beside_the_others():
     """As long as the clips are of a length that was met, no call compiles; other lengths share a network."""
     model = runners.load_video(Settings(backend="openvino", dtype="float32", device="cpu"))
     engine = model.pipeline.unets["waterfall"]
-    defaults = load_catalog().model("tiny").defaults
+    defaults = load_catalog().model(DEFAULT_MODEL).defaults
 
     def item(frames, category="waterfall"):
         options = defaults.replace(frames=frames, steps=1)

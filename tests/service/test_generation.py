@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import Cancelled, InvalidRequest
 from huvidpo.video import decode
@@ -120,7 +120,7 @@ def test_events_of_a_request(rig):
         events = asyncio.run(rig.events(seed=7, steps=2))
     started, *progress, finished = events
     assert isinstance(started, Started)
-    assert started.model == "tiny"
+    assert started.model == DEFAULT_MODEL
     assert started.request.seed == 7
     stages = [event.stage for event in progress if isinstance(event, Progress)]
     assert stages == ["first_frame"] * 20 + ["video"] * 2

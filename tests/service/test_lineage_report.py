@@ -10,7 +10,7 @@ import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import save_file
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import read_metadata
 from service.lineage import describe, publish
 
@@ -29,16 +29,18 @@ def catalog(tmp_path, monkeypatch):
     save_file({"x": torch.zeros(2)}, weights / "horse.safetensors", lineage)
     (weights / "rain" / "unet").mkdir(parents=True)
     torch.save({"x": torch.zeros(2)}, weights / "rain" / "unet" / "diffusion_pytorch_model.bin")
-    object.__setattr__(catalog.models["tiny"], "categories", weights)
+    object.__setattr__(catalog.models[DEFAULT_MODEL], "categories", weights)
     return catalog
 
 
 def of(catalog, name):
-    return next(one for one in describe(catalog, "tiny")["categories"] if one["name"] == name)["weights"]
+    return next(one for one in describe(catalog, DEFAULT_MODEL)["categories"] if one["name"] == name)[
+        "weights"
+    ]
 
 
 def test_lineage_is_what_the_file_says(catalog):
-    file = catalog.models["tiny"].categories / "horse.safetensors"
+    file = catalog.models[DEFAULT_MODEL].categories / "horse.safetensors"
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     lineage = read_metadata(file)
     assert lineage["stage"] == "dpo"
@@ -52,14 +54,14 @@ def test_lineage_is_what_the_file_says(catalog):
     assert of(catalog, "rain")["file"] == "diffusion_pytorch_model.bin"
     assert of(catalog, "rain")["lineage"] == {}
     assert of(catalog, "smile") is None
-    answer = describe(catalog, "tiny")
-    assert answer["model"] == "tiny"
+    answer = describe(catalog, DEFAULT_MODEL)
+    assert answer["model"] == DEFAULT_MODEL
     assert {style["name"] for style in answer["styles"]} == set(catalog.styles)
     json.dumps(answer)
 
 
 def test_metrics_come_from_the_card_of_this_very_file(catalog):
-    file = catalog.models["tiny"].categories / "horse.safetensors"
+    file = catalog.models[DEFAULT_MODEL].categories / "horse.safetensors"
     card = file.with_suffix(".card.json")
     facts = {"sha256": of(catalog, "horse")["sha256"], "metrics": {"win_rate": 0.7}}
     save_file({"x": torch.zeros(3)}, file, {"stage": "dpo"})  # another file: the card is of the old one
@@ -71,12 +73,12 @@ def test_metrics_come_from_the_card_of_this_very_file(catalog):
 
 
 def test_a_damaged_card_is_left_out(catalog):
-    (catalog.models["tiny"].categories / "horse.card.json").write_text("{")
+    (catalog.models[DEFAULT_MODEL].categories / "horse.card.json").write_text("{")
     assert of(catalog, "horse")["metrics"] == {}
 
 
 def test_metric(catalog):
-    publish(catalog, "tiny")
+    publish(catalog, DEFAULT_MODEL)
     sha256 = of(catalog, "horse")["sha256"]
 
     def value(**labels):

@@ -137,3 +137,9 @@ def test_clip_and_first_frame_train_and_write_a_pipeline(
     assert hidden.shape == (2, 48, 256)
     assert pooled.shape == (2, 128)
     assert isinstance(AutoencoderKL.from_pretrained(small_data / "first_frame" / "vae"), AutoencoderKL)
+
+
+def test_the_file_of_prompts_is_what_the_world_says():
+    from tiny.prompts import FILE, text
+
+    assert FILE.read_text(encoding="utf-8") == text()

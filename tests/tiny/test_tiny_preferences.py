@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from huvidpo import video
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import read_metadata, save_tensors
 from huvidpo.pipeline import FirstFramePipeline, full_prompt
 from judging.judge import load_judge
@@ -65,7 +65,7 @@ def test_the_gate_decides_what_ships(loops, tmp_path, monkeypatch, status, ships
 def drawn():
     if not (FAMILY / "clip" / "config.json").is_file():
         pytest.skip("models/tiny is not there yet")
-    return FirstFramePipeline.from_catalog("tiny"), load_judge(FAMILY / "clip")
+    return FirstFramePipeline.from_catalog(DEFAULT_MODEL), load_judge(FAMILY / "clip")
 
 
 def test_rated_pictures_make_pairs_of_one_prompt(drawn, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from huvidpo import video
+from preferences.clips import ClipFolderError
 from training.data import (
     ClipsError,
     embed_texts,
@@ -56,9 +57,10 @@ def test_every_malformed_line_is_named(tmp_path):
         '{"video": "gone.mp4", "caption": "a horse"}',
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ClipsError) as caught:
+    with pytest.raises(ClipFolderError) as caught:
         read_captions(tmp_path)
-    for number, reason in {2: "not JSON", 3: "not an object", 4: "'caption' is None", 7: "gone.mp4"}.items():
+    reasons = {2: "not JSON", 3: "not an object", 4: "missing key 'caption'", 7: "gone.mp4"}
+    for number, reason in reasons.items():
         assert f"captions.jsonl line {number}: " in str(caught.value)
         assert reason in str(caught.value)
     assert "line 5" in str(caught.value)

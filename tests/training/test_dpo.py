@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from rated import write_rated
 from safetensors.torch import load_file
 
-from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
 from huvidpo.lora import merge
 from huvidpo.unet import VideoUNet
@@ -489,8 +489,8 @@ def test_paper_dpo_is_the_papers():
         ("label_smoothing=0.5", "below 0.5"),
         ("holdout=0.6", "0 to 0.5"),
         ("highest_timestep=0", "above lowest_timestep"),
-        ("target_modules=", "name layers"),
-        ("max_winner_drift=-1", "None or above 0"),
+        ("target_modules=", "a list of text with 1 or more"),
+        ("max_winner_drift=-1", "a number above 0, or none"),
         ("sample_every=0", "at least 1 for a run that may stop early"),
         ("accumulation=0", "at least 1"),
     ],
@@ -524,7 +524,7 @@ def rated_clips(tmp_path_factory) -> Path:
 def arguments(family: Path, clips: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> list[str]:
     fields = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
     return [
-        "--model", "tiny", "--category", "horse", "--clips", str(clips), "--out", str(out),
+        "--model", DEFAULT_MODEL, "--category", "horse", "--clips", str(clips), "--out", str(out),
         "--stage1", str(family / "categories" / "horse.safetensors"),
         "--run", str(out.parent / f"run_{out.stem}"), *fields, *more,
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from rated import write_rated
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import load_tensors, read_metadata
 from huvidpo.lora import merge
 from training.adapter import adapter_off, add_adapter
@@ -26,14 +26,14 @@ def rated_pictures(tmp_path_factory) -> Path:
 def arguments(clips: Path, out: Path, *more: str) -> list[str]:
     fields = [part for setting in SMALL for part in ("--set", setting)]
     return [
-        "--model", "tiny", "--recipe", "tiny_dpo_image", "--clips", str(clips), "--out", str(out),
+        "--model", DEFAULT_MODEL, "--recipe", "tiny_dpo_image", "--clips", str(clips), "--out", str(out),
         "--run", str(out.parent / f"run_{out.stem}"), *fields, *more,
     ]  # fmt: skip
 
 
 def test_reference_is_the_frozen_network_and_conditions_are_the_pipelines(tiny_family):
     recipe = DPORecipe(frames=1, height=32, width=32, precision="fp32")
-    model = load_catalog().model("tiny")
+    model = load_catalog().model(DEFAULT_MODEL)
     pipeline = load_first_frame(model, torch.device("cpu"))
     network = picture_network(model, pipeline, recipe, ["a horse runs", "rain"])
     seen = {}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.unet import VideoUNet
 from training.memory import GIB, Ledger, LikeCuda, attention_on_cuda, estimate, main, measure, table
 from training.recipes import ClipRecipe, lamp_sd14, paper_dpo
@@ -106,7 +107,7 @@ def test_sd14_dpo_fits_a_card_of_24_gib(capsys: pytest.CaptureFixture) -> None:
 
 def test_commands_of_the_tiny_family(tiny_family: Any, capsys: pytest.CaptureFixture) -> None:
     sizes = ["--frames", "2", "--height", "32", "--width", "32"]
-    command = ["--model", "tiny", "--measure", "--device", "cpu", *sizes]
+    command = ["--model", DEFAULT_MODEL, "--measure", "--device", "cpu", *sizes]
     assert main([*command, "--set", "precision=fp32"]) == 0
     assert capsys.readouterr().out.count("measured here") == 2
     assert main(command) == 2

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
 from huvidpo.files import hash_tensors
 from huvidpo.unet import VideoUNet, fingerprint
@@ -47,7 +48,7 @@ def parts(tiny_family: Path, tmp_path: Path) -> tuple[nn.Module, Path, Path]:
 
 def arguments(stage1: Path, lora: Path, *more: str) -> list[str]:
     out = str(lora.parent / "horse.safetensors")
-    return ["--model", "tiny", "--stage1", str(stage1), "--lora", str(lora), "--out", out, *more]
+    return ["--model", DEFAULT_MODEL, "--stage1", str(stage1), "--lora", str(lora), "--out", out, *more]
 
 
 def answer(network: nn.Module) -> torch.Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from clips import write_clip
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
 from huvidpo.unet import VideoUNet
 from training.inversion import invert_clips
@@ -42,7 +43,7 @@ def clips(tmp_path) -> Path:
 def arguments(clips: Path, out: Path, *more: str, settings: tuple[str, ...] = ()) -> list[str]:
     fields = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
     return [
-        "--model", "tiny", "--category", "horse", "--clips", str(clips), "--out", str(out),
+        "--model", DEFAULT_MODEL, "--category", "horse", "--clips", str(clips), "--out", str(out),
         "--run", str(out.parent / "run"), *fields, *more,
     ]  # fmt: skip
 
@@ -76,7 +77,7 @@ def test_command_trains_a_category(tiny_family, clips, tmp_path, capsys):
     base = VideoUNet.from_pretrained(tiny_family / "video" / "unet")
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     assert set(tensors) == {n for n in base.state_dict() if any(part in n for part in LAMP_TRAINABLE)}
-    assert (metadata["category"], metadata["model"], metadata["steps"]) == ("horse", "tiny", "2")
+    assert (metadata["category"], metadata["model"], metadata["steps"]) == ("horse", DEFAULT_MODEL, "2")
     assert json.loads(metadata["recipe"])["frames"] == 4
     assert {"base", "clips", "commit"} <= metadata.keys()
     assert metadata["attention_mode"] == "first_prev"

@@ -1,9 +1,22 @@
+import dataclasses
+import json
+
 import pytest
 import torch
 
+from huvidpo.catalog import DEFAULT_MODEL, Recipes, load_catalog
 from huvidpo.unet import VideoUNet
 from training.loop import select_trainable
-from training.recipes import MOTION_RECIPES, RecipeError, lamp_sd14, override, tiny_base, tiny_motion
+from training.recipes import (
+    MOTION_RECIPES,
+    RecipeError,
+    lamp_sd14,
+    override,
+    recipe_of,
+    tiny_base,
+    tiny_dpo,
+    tiny_motion,
+)
 
 
 @pytest.mark.parametrize("make", MOTION_RECIPES.values())
@@ -45,6 +58,28 @@ def test_override_reads_every_kind_of_field():
     assert override(recipe, ["ema=0.9", "sample_steps=5"]).sample_steps == 5
 
 
+def test_a_model_gets_the_recipes_of_its_entry():
+    default = load_catalog().model(DEFAULT_MODEL)
+    other = dataclasses.replace(default, name="other", recipes=Recipes(motion="tiny_base", dpo="none_such"))
+    assert recipe_of(default, "motion") == tiny_motion()
+    assert recipe_of(other, "motion") == tiny_base()
+    assert recipe_of(other, "dpo", "tiny_dpo").steps == 80
+    for stage, named in {"dpo": "'none_such'", "dpo_image": "None"}.items():
+        with pytest.raises(RecipeError, match=f"'other' names {named} for {stage}, known: paper_dpo"):
+            recipe_of(other, stage)
+
+
+def test_a_recipe_is_written_as_it_was_given():
+    """A run is resumed only with the recipe in its file: 5000 must not become 5000.0."""
+    assert '"beta": 5000,' in json.dumps(dataclasses.asdict(tiny_dpo()))
+
+
+@pytest.mark.parametrize("value", [True, float("nan"), float("inf"), "1e-4", None])
+def test_only_finite_numbers_are_numbers(value):
+    with pytest.raises(RecipeError, match=r"^lr: got .*, expected a number above 0$"):
+        dataclasses.replace(tiny_motion(), lr=value)
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -57,9 +92,9 @@ def test_override_reads_every_kind_of_field():
         ("noising=pink", "forward, ddim_inversion"),
         ("frames=1", "at least 2"),
         ("text_drop=1", "below 1"),
-        ("ema=2", "between 0 and 1"),
+        ("ema=2", "above 0 and below 1, or none"),
         ("cooldown=3", "0 to 1"),
-        ("trainable=", "name parts"),
+        ("trainable=", "a list of text with 1 or more"),
     ],
 )
 def test_override_refuses_what_cannot_run(assignment, message):

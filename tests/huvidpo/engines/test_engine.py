@@ -15,7 +15,7 @@ from family import SIZE
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
 from huvidpo.engines.base import Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
@@ -32,7 +32,7 @@ from huvidpo.unet import VideoUNet
 openvino = cpu_engines.import_openvino()
 CATEGORIES = ["horse", "smile", "guitar"]  # the random family has weights for the first alone
 UNET = ROWS["video_unet"]
-CPU = EngineSpec("tiny", torch.device("cpu"), lines=1, frames=16, height=8, width=8, tokens=48)
+CPU = EngineSpec(DEFAULT_MODEL, torch.device("cpu"), lines=1, frames=16, height=8, width=8, tokens=48)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory, family: Path) -> Iterator[Pa
 
 @pytest.fixture(scope="module")
 def video(cache: Path) -> VideoPipeline:
-    return VideoPipeline.from_catalog("tiny", categories=CATEGORIES, backend="auto")
+    return VideoPipeline.from_catalog(DEFAULT_MODEL, categories=CATEGORIES, backend="auto")
 
 
 @pytest.fixture(scope="module")
 def eager(cache: Path) -> VideoPipeline:
-    return VideoPipeline.from_catalog("tiny", categories=CATEGORIES)
+    return VideoPipeline.from_catalog(DEFAULT_MODEL, categories=CATEGORIES)
 
 
 @pytest.fixture
 def unet(cache: Path) -> VideoUNet:
-    return load_video_unet(load_catalog().model("tiny").video_unet, torch.float32).eval()
+    return load_video_unet(load_catalog().model(DEFAULT_MODEL).video_unet, torch.float32).eval()
 
 
 def request(seed: int, category: str = "horse", **options: object) -> ClipRequest:
@@ -106,7 +106,9 @@ def test_dropped_requests_leave_the_batch(video: VideoPipeline) -> None:
 
 
 def test_first_frame_is_that_of_torch(cache: Path) -> None:
-    pipelines = [FirstFramePipeline.from_catalog("tiny", backend=name) for name in ("torch", "openvino")]
+    pipelines = [
+        FirstFramePipeline.from_catalog(DEFAULT_MODEL, backend=name) for name in ("torch", "openvino")
+    ]
     assert isinstance(pipelines[1].pipe.unet, FirstFrameEngine)
     for options in ({}, {"first_frame_guidance": 1.0, "first_frame_size": (SIZE, 2 * SIZE)}):
         images = [pipeline([request(5, **options)])[0] for pipeline in pipelines]
@@ -216,13 +218,13 @@ def test_auto_falls_back_and_says_why(
     monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
     cpu_engines.core.cache_clear()
     with caplog.at_level(logging.WARNING):
-        pipeline = VideoPipeline.from_catalog("tiny", categories=["horse"], backend="auto")
+        pipeline = VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse"], backend="auto")
     assert pipeline.backend == "torch"
     assert isinstance(pipeline.unets["horse"], VideoUNet)
     assert "torch serves instead of openvino" in caplog.text
     assert "pip install openvino" in caplog.text
     with pytest.raises(EngineError, match="pip install openvino"):
-        VideoPipeline.from_catalog("tiny", categories=["horse"], backend="openvino")
+        VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse"], backend="openvino")
 
 
 def test_networks_that_memory_may_not_hold_are_left_to_torch(
@@ -294,7 +296,7 @@ def double_graph(cache: Path, unet: VideoUNet) -> None:
     shapes = (1, 8, 2, 4, 4), (1, 8, 4, 4, 4), (2, 8, 8, 8, 8)
     manifest = Manifest(
         network="video_unet",
-        model="tiny",
+        model=DEFAULT_MODEL,
         category="horse",
         backend="onnxruntime",
         tensorrt_version="",

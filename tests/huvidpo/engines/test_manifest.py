@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.engines.manifest import (
     Manifest,
     Port,
@@ -23,7 +24,7 @@ from huvidpo.errors import EngineError
 SAMPLE = Port("sample", "float16", (1, 4, 8), (2, 4, 16), (8, 4, 32))
 PLAN = Manifest(
     network="video_unet",
-    model="tiny",
+    model=DEFAULT_MODEL,
     category="horse",
     backend="tensorrt-rtx",
     tensorrt_version="1.7.1.116",
@@ -102,7 +103,7 @@ def test_stale_and_foreign_engines_are_refused(here: dict[str, str], reason: str
 
 
 def test_find_takes_the_newest_that_may_be_used(tmp_path: Path):
-    asked = {"network": "video_unet", "model": "tiny", "category": "horse", "backend": "tensorrt-rtx"}
+    asked = {"network": "video_unet", "model": DEFAULT_MODEL, "category": "horse", "backend": "tensorrt-rtx"}
     with pytest.raises(EngineError, match=r"no tensorrt-rtx engine .* run `python -m export.build"):
         find_engine(tmp_path, **asked)
     old = store(tmp_path, PLAN)

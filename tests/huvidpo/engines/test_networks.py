@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huvidpo.catalog import Component, Model, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Component, Model, load_catalog
 from huvidpo.engines import networks
 from huvidpo.engines.networks import ROWS, Span, network_of, scaled, spans
 from huvidpo.loading import load_vae
@@ -20,7 +20,7 @@ def model(family: Path) -> Model:
     """The random family: text of 48 tokens, guidance on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUVIDPO_CATALOG", str(family / "catalog"))
-        return load_catalog().model("tiny")
+        return load_catalog().model(DEFAULT_MODEL)
 
 
 @given(
