@@ -1,13 +1,18 @@
-"""What the service costs over the bare pipeline, one request at a time.
+"""What the service costs over the bare pipeline, and what it gives under load.
 
     python benchmarks/service_overhead.py                  the built-in family, its defaults
-    python benchmarks/service_overhead.py --random         random weights of the tests, when there are no
-    others python benchmarks/service_overhead.py --requests 50
+    python benchmarks/service_overhead.py --random         random weights, those of the tests
+    python benchmarks/service_overhead.py --requests 50
+    python benchmarks/service_overhead.py --clients 2 4 8 16 --neighbour
 
-Bare: both pipelines and the encoder in this process. Served: POST /generate_video to a real `bentoml serve`
-with the same options, seeds and threads. "outside stages" is the time of a served request that its own
-Server-Timing does not account for: gateway, both hops, JSON and base64. Prints a table and appends one JSON
-line to benchmarks/results/.
+Bare: both pipelines and the encoder in this process, on the backend and numbers that the service runs on.
+Served: POST /generate_video to a real `bentoml serve` with the same options, seeds and threads, one request
+at a time. "outside stages" is the time of a served request that its own Server-Timing does not account for.
+
+--clients: clips per second of that many clients, each with one request at a time, as ratios to one client;
+one client is measured before and after, and counts with its mean. Beside it the seconds of computing per clip
+of all processes of the service, which other work on the machine changes little. --neighbour: all of it again
+beside a busy loop of nice 10. Prints tables and appends one JSON line to benchmarks/results/.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,13 +52,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads, in both")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog")
     parser.add_argument("--random", action="store_true", help="random weights instead")
+    parser.add_argument("--clients", type=int, nargs="*", default=[], help="also at once, that many")
+    parser.add_argument("--neighbour", action="store_true", help="the clients also beside a busy loop")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             os.environ["HUVIDPO_CATALOG"] = str(_random_catalog(Path(folder)))
         bare = measure_bare(args)
-        served, outside = measure_served(args, Path(folder))
-    report(args, {"bare pipeline": bare, "served": served, "outside stages": outside})
+        served, outside, load = measure_served(args, Path(folder))
+    report(args, {"bare pipeline": bare, "served": served, "outside stages": outside}, load)
 
 
 def _random_catalog(folder: Path) -> Path:
@@ -64,14 +72,15 @@ def _random_catalog(folder: Path) -> Path:
 
 def measure_bare(args: argparse.Namespace) -> list[float]:
     """Seconds per clip of the pipelines in this process."""
-    import torch
-
     from huvidpo.catalog import load_catalog
     from huvidpo.pipeline import ClipRequest, FirstFramePipeline, VideoPipeline
     from huvidpo.video import encode
+    from service.runners import _placement
+    from service.settings import Settings
 
-    torch.set_num_threads(args.threads)
-    first_frame, video = FirstFramePipeline.from_catalog(args.model), VideoPipeline.from_catalog(args.model)
+    placement = _placement(Settings(model=args.model, threads=args.threads), "bare")  # as the runners
+    first_frame = FirstFramePipeline.from_catalog(args.model, **placement)
+    video = VideoPipeline.from_catalog(args.model, **placement)
     options = load_catalog().model(args.model).defaults
 
     def clip(seed: int) -> None:
@@ -85,12 +94,12 @@ def measure_bare(args: argparse.Namespace) -> list[float]:
     return _timed(clip, args)
 
 
-def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds per request, and the part of each that no stage accounts for."""
+def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[float], dict]:
+    """Seconds per request; the part of each that no stage accounts for; clips per second under load."""
     import httpx
 
     stages: list[float] = []
-    with serving(args, folder) as url, httpx.Client(base_url=url, timeout=600) as client:
+    with serving(args, folder) as (url, process), httpx.Client(base_url=url, timeout=600) as client:
 
         def clip(seed: int) -> None:
             response = client.post("/generate_video", json=REQUEST | {"seed": seed})
@@ -99,20 +108,63 @@ def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float],
             stages.append(sum(float(part.split("dur=")[1]) for part in parts) / 1000)
 
         seconds = _timed(clip, args)
-    measured = stages[-len(seconds) :]
-    return seconds, [total - inside for total, inside in zip(seconds, measured, strict=True)]
+        outside = [total - inside for total, inside in zip(seconds, stages[-len(seconds) :], strict=True)]
+        load = {}
+        if args.clients:
+            _pace(clip, max(args.clients), args.requests, process)  # compiles and learns every batch size
+            load["free"] = throughput(clip, args, process)
+            if args.neighbour:
+                with busy_neighbour():
+                    load["beside a busy loop"] = throughput(clip, args, process)
+    return seconds, outside, load
+
+
+def throughput(clip: Any, args: argparse.Namespace, process: int) -> dict[int, dict[str, float]]:
+    """Clips per second, and seconds of computing per clip, by number of clients."""
+    before = _pace(clip, 1, args.requests, process)
+    rates = {clients: _pace(clip, clients, args.requests, process) for clients in args.clients}
+    after = _pace(clip, 1, args.requests, process)
+    return {1: {name: statistics.fmean([before[name], after[name]]) for name in before}, **rates}
+
+
+def _pace(clip: Any, clients: int, requests: int, process: int) -> dict[str, float]:
+    count = max(requests, 3 * clients)
+    started, computed = time.perf_counter(), _computed(process)
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(clip, range(count)))
+    per_second = count / (time.perf_counter() - started)
+    return {"clips_per_second": per_second, "cpu_seconds": (_computed(process) - computed) / count}
+
+
+def _computed(process: int) -> float:
+    """Seconds of computing of a process and its children."""
+    import psutil
+
+    times = [one.cpu_times() for one in psutil.Process(process).children(recursive=True)]
+    return sum(one.user + one.system for one in times)
 
 
 @contextlib.contextmanager
-def serving(args: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """A `bentoml serve` of this project on a free port; stopped at the end."""
+def busy_neighbour() -> Iterator[None]:
+    """A process of nice 10 that computes all the time."""
+    loop = subprocess.Popen(["nice", "-n", "10", sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
+
+
+@contextlib.contextmanager
+def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int]]:
+    """A `bentoml serve` of this project on a free port, and its process id; stopped at the end."""
     import httpx
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = os.environ | {"BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
-    env |= {"HUVIDPO_MODEL": args.model, "HUVIDPO_THREADS": str(args.threads)}
+    env |= {"HUVIDPO_MODEL": args.model, "HUVIDPO_THREADS": str(args.threads), "HUVIDPO_GRPC_PORT": "0"}
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -126,7 +178,7 @@ def serving(args: argparse.Namespace, folder: Path) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{(folder / 'serve.log').read_text()[-3000:]}")
             time.sleep(0.5)
-        yield url
+        yield url, process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -143,8 +195,8 @@ def _timed(clip: Any, args: argparse.Namespace) -> list[float]:
     return seconds
 
 
-def report(args: argparse.Namespace, rows: dict[str, list[float]]) -> None:
-    """The table, and a JSON line in benchmarks/results/service_overhead_<hardware>_<date>.jsonl."""
+def report(args: argparse.Namespace, rows: dict[str, list[float]], load: dict[str, Any]) -> None:
+    """The tables, and a JSON line in benchmarks/results/service_overhead_<hardware>_<date>.jsonl."""
     import torch
 
     figures = {}
@@ -156,6 +208,15 @@ def report(args: argparse.Namespace, rows: dict[str, list[float]]) -> None:
         print(f"{name:<16}" + "".join(f"{value:>10.1f}" for value in figures[name].values()))
     bare, served = figures["bare pipeline"]["p50"], figures["served"]["p50"]
     print(f"served / bare at p50: {served / bare:.3f}, {served - bare:+.1f} ms")
+    for name, rates in load.items():
+        print(f"\n{name:<20}{'clips/s':>10}{'of one':>10}{'of free':>10}{'CPU s/clip':>12}{'of one':>10}")
+        for clients, pace in rates.items():
+            rate, cpu = pace["clips_per_second"], pace["cpu_seconds"]
+            ratios = rate / rates[1]["clips_per_second"], rate / load["free"][clients]["clips_per_second"]
+            print(
+                f"{clients:>3} clients{rate:>19.3f}{ratios[0]:>10.2f}{ratios[1]:>10.2f}{cpu:>12.2f}", end=""
+            )
+            print(f"{cpu / rates[1]['cpu_seconds']:>10.2f}")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()}cpu"
     date = datetime.date.today().isoformat()
     line = {
@@ -167,6 +228,7 @@ def report(args: argparse.Namespace, rows: dict[str, list[float]]) -> None:
         "load_average": os.getloadavg()[0],
         "settings": {"requests": args.requests, "threads": args.threads, "random_weights": args.random},
         "milliseconds": figures,
+        "load": load,
         "ratio_p50": round(served / bare, 4),
         "overhead_ms_p50": round(served - bare, 2),
     }

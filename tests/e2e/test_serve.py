@@ -355,3 +355,16 @@ def test_a_dead_runner_is_told_and_does_not_block_the_exit(start_server, random_
     assert (
         server.stop(timeout=60) < 45
     )  # under a second when quiet; what matters is that it does not wait for the runner
+
+
+def test_a_runner_that_cannot_load_ends_and_says_why(start_server, random_family):
+    server = start_server(
+        HUVIDPO_CATALOG=str(random_family / "catalog"), HUVIDPO_BACKEND="tensorrt", HUVIDPO_DEVICE="cpu"
+    )
+    _until(lambda: server.log.read_text().count("this process ends: ") >= 2)  # the runners, or one twice
+    assert "tensorrt runs on cuda, the device is cpu: set HUVIDPO_DEVICE=cuda" in server.log.read_text()
+    assert server.client.get("/livez").status_code == 200
+    assert server.client.get("/readyz").status_code == 503
+    refused = server.generate()
+    assert (refused.status_code, problem(refused)["code"]) == (503, "unavailable")
+    assert server.stop(timeout=60) < 45
