@@ -70,11 +70,14 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
     parser.add_argument("--format", choices=FORMATS, help="default: by the name of --out, else mp4")
     parser.add_argument("--first-frame", type=Path, help="image to start from, cropped to the clip's aspect")
     parser.add_argument("--seed", type=int, help="0 to 4294967295 (default: drawn and printed)")
-    parser.add_argument("--steps", type=int, help="denoising steps of the video")
+    parser.add_argument("--steps", "--num-inference-steps", type=int, help="denoising steps of the video")
     parser.add_argument(
-        "--guidance", type=float, help="strength of the prompt in the video; 1 turns guidance off"
+        "--guidance",
+        "--guidance-scale",
+        type=float,
+        help="strength of the prompt in the video; 1 turns guidance off",
     )
-    parser.add_argument("--frames", type=int, help="frames of the clip")
+    parser.add_argument("--frames", "--num-frames", type=int, help="frames of the clip")
     parser.add_argument("--negative-prompt", help="what to avoid (default: the style's)")
     return parser.parse_args(arguments)
 

@@ -14,6 +14,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -24,6 +25,10 @@ Format = Literal["mp4", "gif", "webp"]
 MEDIA_TYPES: dict[str, str] = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
 MAX_DETAILS = 20  # errors listed in one answer
 MAX_QUOTED = 40  # characters of a caller's own field name repeated in an answer
+
+
+OTHER_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "num_frames": "frames"}
+"""diffusers' names of fields, taken beside ours"""
 
 
 def _from_base64(value: Any) -> Any:
@@ -59,11 +64,13 @@ class GenerateRequest(BaseModel):
         None, ge=0, le=MAX_SEED, description="Same seed, same clip. Absent: picked, see X-Seed."
     )
     steps: Annotated[int, STEPS] | None = Field(
-        None, description="Denoising steps of the video. Absent: the model's."
+        None, description="Denoising steps of the video; also num_inference_steps. Absent: the model's."
     )
-    guidance: Annotated[float, GUIDANCE] | None = Field(None, description="Classifier-free guidance.")
+    guidance: Annotated[float, GUIDANCE] | None = Field(
+        None, description="Classifier-free guidance; also guidance_scale."
+    )
     frames: Annotated[int, FRAMES] | None = Field(
-        None, description="Frames of the clip. Absent: the model's."
+        None, description="Frames of the clip; also num_frames. Absent: the model's."
     )
     fps: Annotated[int, FPS] | None = Field(
         None, description="Frames per second of the file. Absent: the model's."
@@ -75,6 +82,19 @@ class GenerateRequest(BaseModel):
         None, description="Base64 of a PNG, JPEG or WebP to start from, cropped to aspect."
     )
     format: Format = Field("mp4", description="mp4 (H.264), gif or webp.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_our_names(cls, sent: Any) -> Any:
+        """The fields of OTHER_NAMES under ours. One that came by both names is refused."""
+        if not isinstance(sent, dict):
+            return sent
+        for other, name in OTHER_NAMES.items():
+            if other in sent and name in sent:
+                raise PydanticCustomError(
+                    "named_twice", f"{other} and {name} mean the same: send one of them"
+                )
+        return {OTHER_NAMES.get(name, name): value for name, value in sent.items()}
 
 
 class RunnerJob(BaseModel):
@@ -117,6 +137,8 @@ def _detail(error: Any, model: type[BaseModel]) -> dict[str, str]:
         return {"field": field, "message": f"{field}: no such field, known: {', '.join(model.model_fields)}"}
     if error["type"] == "missing":
         return {"field": field, "message": f"{field}: missing"}
+    if error["type"] == "named_twice":
+        return {"field": error["msg"].partition(" ")[0], "message": error["msg"]}
     if not field:
         return {"field": "", "message": "the body must be a JSON object"}
     return {"field": field, "message": f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}"}

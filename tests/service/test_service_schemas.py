@@ -1,5 +1,6 @@
 import asyncio
 import io
+import json
 
 import numpy as np
 import pytest
@@ -44,6 +45,16 @@ def test_wrong_fields_are_named(extra, field, says):
         parse(GenerateRequest, f"{{{GOOD}, {extra}}}".encode())
     assert refused.value.field == field
     assert says in str(refused.value)
+
+
+def test_fields_may_have_diffusers_names():
+    asked = {"prompt": "a horse", "category": "horse", "style": "realistic"}
+    other = asked | {"num_inference_steps": 4, "guidance_scale": 2.0, "num_frames": 8}
+    ours = asked | {"steps": 4, "guidance": 2.0, "frames": 8}
+    by_other, by_ours = (parse(GenerateRequest, json.dumps(names).encode()) for names in (other, ours))
+    assert by_other == by_ours
+    with pytest.raises(BadFields, match="num_inference_steps and steps mean the same: send one"):
+        parse(GenerateRequest, json.dumps(ours | {"num_inference_steps": 4}).encode())
 
 
 def test_every_wrong_field_is_listed():
