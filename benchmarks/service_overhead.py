@@ -72,6 +72,7 @@ def _random_catalog(folder: Path) -> Path:
 
 def measure_bare(args: argparse.Namespace) -> list[float]:
     """Seconds per clip of the pipelines in this process."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the runners, before torch is imported
     from huvidpo.catalog import load_catalog
     from huvidpo.pipeline import ClipRequest, FirstFramePipeline, VideoPipeline
     from huvidpo.video import encode
