@@ -166,8 +166,9 @@ class Batcher(Generic[J, R]):
         Raises QueueFull, Unavailable (loading failed, or shutting down) and whatever the model raised.
         """
         entry: _Entry[J, R] = _Entry(job, asyncio.get_running_loop())
-        yield self._join(entry)
+        place = self._join(entry)
         try:
+            yield place
             await self._prepare(entry)
             while True:
                 event = await entry.events.get()

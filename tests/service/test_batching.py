@@ -212,6 +212,17 @@ def test_leaving_the_queue_makes_room_and_is_never_run(batcher, model):
     assert model.batches == [[0]]
 
 
+def test_leaving_at_the_first_word_frees_the_place(batcher, model):
+    async def main():
+        async with aclosing(batcher.submit(("a", 0))) as events:
+            assert await anext(events) == Queued(0, None)
+            assert batcher.depth == 1
+        assert batcher.depth == 0
+
+    asyncio.run(main())
+    assert model.batches == []
+
+
 def test_a_job_nobody_waits_for_stops_within_one_step(batcher, model):
     async def main():
         async with aclosing(batcher.submit(("a", 0))) as events:
