@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export BENTOML_DO_NOT_TRACK = True
 
+# equal_numbers compares two states of the project: it is run by hand
+BENCHMARKS := $(filter-out __init__ common equal_numbers,$(basename $(notdir $(wildcard benchmarks/*.py))))
+
 .PHONY: help setup serve train test check format bench tiny lock protos
 
 help:  ## show this list
@@ -31,7 +34,7 @@ format: $(VENV)/dev.done  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/dev.done  ## run the benchmarks; results go to benchmarks/results
-	@for script in benchmarks/*.py; do PYTHONPATH=. $(BIN)/python $$script || echo "$$script failed"; done
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || echo "$$name failed"; done
 
 tiny: $(VENV)/dev.done  ## train the whole built-in family; hours on two cores, resumable
 	$(BIN)/python -m tiny.build

@@ -1,9 +1,9 @@
 """The CPU backends side by side: one step of the video UNet, and a whole clip of the tiny family.
 
-    python benchmarks/backends.py                       all backends, about ten minutes on two cores
-    python benchmarks/backends.py --quick               a minute: does it still run?
-    python benchmarks/backends.py --only openvino_fp32 torch_fp32
-    python benchmarks/backends.py --threads 1           on a busy machine: read the CPU columns
+    python -m benchmarks.backends                       all backends, about ten minutes on two cores
+    python -m benchmarks.backends --quick               a minute: does it still run?
+    python -m benchmarks.backends --only openvino_fp32 torch_fp32
+    python -m benchmarks.backends --threads 1           on a busy machine: read the CPU columns
 
 `plain` is the papers' modules written out as diffusers writes its own (benchmarks/unet_forward.py), run
 eagerly; ratios are against it. `prepare` is what a backend does before the first step: conversion, export,
@@ -13,9 +13,7 @@ of video, decoding; `pixel` is the mean difference to torch in float32, of 255. 
 JSON line to benchmarks/results/.
 """
 
-import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,11 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from unet_forward import NETWORKS, PLAIN, QUICK, build, record
 
+from benchmarks import common
+from benchmarks.common import record, timed
+from benchmarks.unet_forward import NETWORKS, PLAIN, QUICK, build
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
+from huvidpo.engines.networks import ROWS
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import VideoUNet
 
@@ -51,16 +52,16 @@ def torch_compile(unet: VideoUNet, inputs: Inputs) -> Step:
 
 
 def openvino_fp32(unet: VideoUNet, inputs: Inputs) -> Step:
-    return cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "f32")
+    return cpu_engines.OpenVINO(cpu_engines.trace(ROWS["video_unet"], unet), unet.state_dict(), "f32")
 
 
 def openvino_bf16(unet: VideoUNet, inputs: Inputs) -> Step:
-    return cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "bf16")
+    return cpu_engines.OpenVINO(cpu_engines.trace(ROWS["video_unet"], unet), unet.state_dict(), "bf16")
 
 
 def openvino_any_shape(unet: VideoUNet, inputs: Inputs) -> Step:
     """Compiled once for all shapes."""
-    run = cpu_engines.OpenVINO(cpu_engines.trace("video_unet", unet), unet.state_dict(), "f32")
+    run = cpu_engines.OpenVINO(cpu_engines.trace(ROWS["video_unet"], unet), unet.state_dict(), "f32")
     run.requests[tuple(tuple(x.shape) for x in inputs)] = run.compile(cpu_engines.ANY)
     return run
 
@@ -104,18 +105,6 @@ CLIPS = {
 }
 
 
-def timed(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """(median seconds, least CPU seconds), after a warm-up."""
-    call()
-    walls, cpus = [], []
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return statistics.median(walls), min(cpus)
-
-
 @torch.no_grad()
 def steps(name: str, spec: tuple, only: list[str], repeats: int, frames: int) -> list[dict[str, Any]]:
     """One step of a network by every backend."""
@@ -144,7 +133,8 @@ def steps(name: str, spec: tuple, only: list[str], repeats: int, frames: int) ->
         row["prepare_s"] = time.perf_counter() - started
         row["prepare_cpu_s"] = time.process_time() - started_cpu
         row["error"] = ((out - expected).norm() / expected.norm()).item()
-        row["step_s"], row["step_cpu_s"] = timed(lambda step=step: step(*inputs), repeats)
+        timing = timed(lambda step=step: step(*inputs), repeats)
+        row["step_s"], row["step_cpu_s"] = timing.median, timing.least_cpu
         rows.append(row)
         ratio = row["step_cpu_s"] / rows[0]["step_cpu_s"]
         print(
@@ -155,8 +145,8 @@ def steps(name: str, spec: tuple, only: list[str], repeats: int, frames: int) ->
     return rows
 
 
-def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A clip of the tiny family, end to end, at its defaults."""
+def clips(only: list[str], repeats: int, **changed: int) -> list[dict[str, Any]]:
+    """A clip of the tiny family, end to end, at its defaults but for what is `changed`."""
     rows: list[dict[str, Any]] = []
     expected: np.ndarray | None = None
     print("\na tiny clip, end to end")
@@ -166,7 +156,7 @@ def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
             continue
         started, started_cpu = time.perf_counter(), time.process_time()
         try:
-            make = clip_maker(name)
+            make = clip_maker(name, **changed)
         except Exception as error:
             print(f"{name:<20}skipped: {str(error).splitlines()[0][:100]}")
             continue
@@ -176,7 +166,8 @@ def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
         frames = make()
         expected = frames if expected is None else expected
         row["pixel"] = float(np.abs(frames - expected).mean())
-        row["clip_s"], row["clip_cpu_s"] = timed(make, repeats)
+        timing = timed(make, repeats)
+        row["clip_s"], row["clip_cpu_s"] = timing.median, timing.least_cpu
         rows.append(row)
     plain = next((row["clip_cpu_s"] for row in rows if row["backend"] == "plain"), float("nan"))
     for row in rows:
@@ -187,7 +178,7 @@ def clips(only: list[str], repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def clip_maker(name: str) -> Callable[[], np.ndarray]:
+def clip_maker(name: str, **changed: int) -> Callable[[], np.ndarray]:
     """Loads both pipelines on a backend. The maker returns float32 [F, H, W, 3] of one prompt and seed."""
     backend, dtype = CLIPS[name]
     first = FirstFramePipeline.from_catalog(DEFAULT_MODEL, backend=backend, dtype=dtype)
@@ -195,7 +186,7 @@ def clip_maker(name: str) -> Callable[[], np.ndarray]:
     if name == "plain":
         for module in video.unets["horse"].modules():
             module.__class__ = PLAIN.get(type(module), type(module))
-    options = load_catalog().model(DEFAULT_MODEL).defaults
+    options = load_catalog().model(DEFAULT_MODEL).defaults.replace(**changed)
     request = ClipRequest("a white horse runs on the Mars", "horse", 1, options=options)
 
     def make() -> np.ndarray:
@@ -208,25 +199,20 @@ def clip_maker(name: str) -> Callable[[], np.ndarray]:
     return make
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("a smaller network, one repeat, clips of 2 steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every backend")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     parser.add_argument("--no-clips", action="store_true", help="single steps alone")
-    parser.add_argument(
-        "--quick", action="store_true", help="a smaller network, one repeat, nothing recorded"
-    )
-    args = parser.parse_args()
-    args.device = "cpu"
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     repeats = 1 if args.quick else args.repeats
+    few = {"steps": 2, "first_frame_steps": 2} if args.quick else {}
     rows = []
     for name, spec in (QUICK if args.quick else NETWORKS).items():
         rows += steps(name, spec, args.only, repeats, 4 if args.quick else 16)
-    made = [] if args.no_clips else clips(args.only, repeats)
+    made = [] if args.no_clips else clips(args.only, repeats, **few)
     if not args.quick:
         record(args, rows=rows, clips=made, backends=versions())
 

@@ -1,7 +1,7 @@
 """Memory of 1 to 8 categories loaded at once, and the time it takes to go from one to another.
 
-    python benchmarks/categories_resident.py              the tiny family as shipped; SD 1.4 by its shapes
-    python benchmarks/categories_resident.py --quick      few repeats, records nothing
+    python -m benchmarks.categories_resident              the tiny family as shipped; SD 1.4 by its shapes
+    python -m benchmarks.categories_resident --quick      few repeats, records nothing
 
 Categories share the base's storage wherever they do not change it (`huvidpo.checkpoint.with_weights`). Beside
 the bytes held stands what as many whole UNets would hold. A switch is the forward of another category than
@@ -10,22 +10,17 @@ a category read from disk and put beside the others. Prints tables and appends o
 benchmarks/results/.
 """
 
-import argparse
 import itertools
 import os
 import statistics
-import sys
-import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from unet_forward import record
-
+from benchmarks import common
+from benchmarks.common import record, timed
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import with_weights
 from huvidpo.loading import load_category, load_video_unet
@@ -75,11 +70,12 @@ def tiny() -> tuple[VideoUNet, list[VideoUNet], float]:
     catalog = load_catalog()
     model = catalog.model(DEFAULT_MODEL)
     base = load_video_unet(model.video_unet, torch.float32).eval()
-    categories, times = [], []
+    categories: list[VideoUNet] = []
+    times = []
     for category in list(catalog.categories.values())[:MOST]:
-        started = time.perf_counter()
-        categories.append(load_category(base, model.categories / category.weights))
-        times.append(time.perf_counter() - started)
+        file = model.categories / category.weights
+        loading = timed(lambda file=file: categories.append(load_category(base, file)), 1, warmup=0)
+        times.append(loading.median)
     return base, categories, statistics.median(times)
 
 
@@ -93,9 +89,7 @@ def switching(categories: list[VideoUNet], repeats: int) -> tuple[float, float]:
     )
 
     def forward(network: VideoUNet) -> float:
-        started = time.perf_counter()
-        network(sample, 500, text)
-        return time.perf_counter() - started
+        return timed(lambda: network(sample, 500, text), 1, warmup=0).median
 
     same, other = [], []
     for before, after in itertools.islice(itertools.cycle(itertools.pairwise(categories)), repeats):
@@ -105,15 +99,11 @@ def switching(categories: list[VideoUNet], repeats: int) -> tuple[float, float]:
     return statistics.median(same), statistics.median(other)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("three switches")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads on a CPU")
     parser.add_argument("--repeats", type=int, default=70, help="switches")
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
-    args.device = "cpu"
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     base, categories, loading = tiny()
     rows = table("tiny family, float32", base, categories)

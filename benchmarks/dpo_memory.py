@@ -1,7 +1,7 @@
 """Memory and time of a DPO step: ours beside a trainer with a second copy of the UNet and separate forwards.
 
-    python benchmarks/dpo_memory.py              half of SD 1.4's width, 16 frames of 160 x 256; 8 GB, minutes
-    python benchmarks/dpo_memory.py --quick      a small network: does it still run? records nothing
+    python -m benchmarks.dpo_memory              half of SD 1.4's width, 16 frames of 160 x 256; 8 GB, minutes
+    python -m benchmarks.dpo_memory --quick      a small network: does it still run? records nothing
 
 The plain trainer keeps the frozen reference as another UNet and all frozen weights in float32, and takes
 winner and loser through each of the two networks one after the other. Ours switches the LoRA off for the
@@ -12,20 +12,16 @@ those of SD 1.4 at full size, estimated as `python -m training.memory` does. Pri
 JSON line to benchmarks/results/.
 """
 
-import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from unet_forward import record, seconds
-
+from benchmarks import common
+from benchmarks.common import record, timed
 from huvidpo.unet import VideoUNet
 from training.losses import dpo_loss
 from training.memory import (
@@ -118,7 +114,7 @@ def measure(
     def whole_step() -> None:
         step(lambda: loss(batch, autocast), optimizer, recipe.clip_norm)
 
-    took = seconds(whole_step, device, repeats)
+    took = timed(whole_step, repeats, device).median
     weights = size_of(p for network in networks for p in network.parameters())
     held = weights + size_of(moments(optimizer))
     peak = held + peak_growth(whole_step, device)
@@ -148,15 +144,12 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         print(f"{row['trainer']:<20}{weights:>12.2f}{peak:>10.2f}{share:>6.2f}x{timing}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("a small network")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads on a CPU")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     precision = "bf16" if args.device == "cpu" else "fp16"
     recipe = dataclasses.replace(paper_dpo(), precision=precision, height=160, width=256)
@@ -171,7 +164,7 @@ def main() -> None:
     estimates = [estimate(name, full, paper_dpo()) for name in TRAINERS]
     show(f"estimated for a GPU, {size}, fp16, 16 x 320 x 512", estimates)
     if not args.quick:
-        record(args, rows=rows, estimates=estimates)
+        record(args, args.device, rows=rows, estimates=estimates)
 
 
 if __name__ == "__main__":

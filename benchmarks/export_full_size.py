@@ -1,8 +1,8 @@
 """Export and engine build at full size, with no GPU and without the published weights (random ones instead).
 
-    python benchmarks/export_full_size.py                        both networks; about 10 minutes, 16 GB
-    python benchmarks/export_full_size.py --network video_unet
-    python benchmarks/export_full_size.py --quick                small networks: does it run? records nothing
+    python -m benchmarks.export_full_size                        both networks; about 10 minutes, 16 GB
+    python -m benchmarks.export_full_size --network video_unet
+    python -m benchmarks.export_full_size --quick                small networks: does it run? records nothing
 
 The video UNet of SD 1.4 at 16 x 320 x 512 and the UNet of SDXL at 1024 x 1024, float16, for SM 8.0, 8.6, 8.9
 and 12.0, by TensorRT for RTX. For each: seconds of export, of writing weights and of the build, bytes, and
@@ -23,15 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from unet_forward import BLOCKS, record  # noqa: E402
-
-from export.to_onnx import bind, export_graph  # noqa: E402
-from export.to_tensorrt import build_plan, capabilities_of, peak_bytes  # noqa: E402
-from huvidpo.catalog import load_catalog  # noqa: E402
-from huvidpo.engines.networks import ROWS, Network, Span  # noqa: E402
+from benchmarks import common
+from benchmarks.common import ROOT, record
+from benchmarks.unet_forward import BLOCKS
+from export.to_onnx import bind, export_graph
+from export.to_tensorrt import build_plan, capabilities_of, peak_bytes
+from huvidpo.catalog import load_catalog
+from huvidpo.engines.networks import ROWS, Network, Span
 
 SDXL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -95,18 +93,18 @@ def random_weights(network: Network) -> dict[str, Tensor]:
 
 
 def measure(name: str, quick: bool, folder: Path) -> dict[str, Any]:
-    """Figures of one network: export, weights, build."""
+    """Metrics of one network: export, weights, build."""
     network = network_of(name, quick)
     started = time.monotonic()
     skeleton = folder / "skeleton.onnx"
     skeleton.write_bytes(export_graph(network))
-    figures: dict[str, Any] = {"network": name, "export_s": round(time.monotonic() - started, 1)}
-    figures |= {"export_peak_mb": peak_bytes() >> 20, "skeleton_bytes": skeleton.stat().st_size}
+    metrics: dict[str, Any] = {"network": name, "export_s": round(time.monotonic() - started, 1)}
+    metrics |= {"export_peak_mb": peak_bytes() >> 20, "skeleton_bytes": skeleton.stat().st_size}
     started = time.monotonic()
     tensors = random_weights(network)
-    figures["parameters"] = sum(x.numel() for x in tensors.values())
+    metrics["parameters"] = sum(x.numel() for x in tensors.values())
     bind(skeleton, tensors, folder, torch.float16)
-    figures["bind_s"] = round(time.monotonic() - started, 1)
+    metrics["bind_s"] = round(time.monotonic() - started, 1)
     del tensors
     plan = build_plan(
         folder / "model.onnx",
@@ -116,31 +114,36 @@ def measure(name: str, quick: bool, folder: Path) -> dict[str, Any]:
         capabilities_of("tensorrt-rtx", []),
         folder / "build.log",
     )
-    figures |= {"build_s": round(plan.seconds, 1), "build_peak_mb": plan.peak_bytes >> 20}
-    return figures | {"plan_bytes": (folder / "engine.plan").stat().st_size}
+    metrics |= {"build_s": round(plan.seconds, 1), "build_peak_mb": plan.peak_bytes >> 20}
+    return metrics | {"plan_bytes": (folder / "engine.plan").stat().st_size}
 
 
 def in_own_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """`measure` in a new process, so that peaks are its own."""
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        command = [sys.executable, __file__, "--network", name, "--measure", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.export_full_size",
+            "--network",
+            name,
+            "--measure",
+            folder,
+        ]
         command += ["--quick"] if args.quick else []
-        subprocess.run(command, check=True)
-        return json.loads((Path(folder) / "figures.json").read_text())
+        subprocess.run(command, check=True, cwd=ROOT)
+        return json.loads((Path(folder) / "metrics.json").read_text())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("small networks")
     parser.add_argument("--network", choices=NETWORKS, help="default: both, one after the other")
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--folder", help="for temporary files; default: the system's")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # of one network, in this process
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.measure:
-        figures = measure(args.network, args.quick, Path(args.measure))
-        (Path(args.measure) / "figures.json").write_text(json.dumps(figures))
+        metrics = measure(args.network, args.quick, Path(args.measure))
+        (Path(args.measure) / "metrics.json").write_text(json.dumps(metrics))
         return
     rows = [in_own_process(name, args) for name in ([args.network] if args.network else NETWORKS)]
     for row in rows:
@@ -151,7 +154,6 @@ def main() -> None:
         )
     if not args.quick:
         tools = {name: version(name) for name in ("onnx", "onnxscript", "tensorrt-rtx-cu13")}
-        args.device = "cpu"
         record(args, rows=rows, tools=tools)
 
 

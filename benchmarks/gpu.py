@@ -1,8 +1,9 @@
 """On a GPU: torch eager, torch.compile and the TensorRT engine of both UNets, at full size or tiny.
 
-    python benchmarks/gpu.py --model sd14 --build          builds the engines first (minutes)
-    python benchmarks/gpu.py --model sd14 --backends eager compile     where no TensorRT is
-    python benchmarks/gpu.py --random --build              random weights, tiny sizes: does it run?
+    python -m benchmarks.gpu --model sd14 --build          builds the engines first (minutes)
+    python -m benchmarks.gpu --model sd14 --backends eager compile     where no TensorRT is
+    python -m benchmarks.gpu --random --build              random weights, tiny sizes
+    python -m benchmarks.gpu --quick                       the same, one repeat: does it run? records nothing
 
 At the model's defaults (SD 1.4: 16 frames of 320 x 512; SDXL: 832 x 1216; both with guidance), one request.
 `ms/step` is the median, `steps s` that times 30 for the first frame and 50 for the video, `first s` the time
@@ -14,13 +15,12 @@ table and appends one JSON line to benchmarks/results/.
 """
 
 import argparse
+import functools
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from unet_forward import ROOT, record
 
+from benchmarks import common
+from benchmarks.common import ROOT, record, timed
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.engines.base import Engine, EngineSpec
 from huvidpo.engines.networks import ROWS, spec_inputs
@@ -42,23 +43,15 @@ BACKENDS = ("eager", "compile", "engine")
 Step = Callable[..., Tensor]
 
 
-def seconds(call: Step, *inputs: Tensor) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    call(*inputs)
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def median_seconds(call: Step, *inputs: Tensor, repeats: int) -> float:
-    """After two calls to warm up."""
-    return statistics.median([seconds(call, *inputs) for _ in range(repeats + 2)][2:])
+def first_call(step: Step, *inputs: Tensor) -> float:
+    """Seconds."""
+    return timed(lambda: step(*inputs), 1, "cuda", warmup=0).median
 
 
 def ceiling(dtype: torch.dtype, side: int = 8192) -> float:
     """FLOP/s of a large matrix product."""
     a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
-    return 2 * side**3 / median_seconds(torch.matmul, a, b, repeats=20)
+    return 2 * side**3 / timed(lambda: a @ b, 20, "cuda", warmup=2).median
 
 
 def load(network: str, model: str, categories: list[str], backend: str) -> dict[str, Any]:
@@ -121,12 +114,12 @@ def measure(network: str, args: argparse.Namespace, dtype: torch.dtype, most: fl
 def measure_backend(
     network: str, backend: str, args: argparse.Namespace, dtype: torch.dtype
 ) -> tuple[dict[str, Any], Tensor]:
-    """Its figures, and its output in float32 on the CPU."""
+    """Its metrics, and its output in float32 on the CPU."""
     free, _ = torch.cuda.mem_get_info()
     first, *others = load(network, args.model, args.category, backend).values()
     step, inputs = step_of(network, first), inputs_of(network, args.model, first.config, dtype)
-    row: dict[str, Any] = {"network": network, "backend": backend, "first_s": seconds(step, *inputs)}
-    row["step_s"] = median_seconds(step, *inputs, repeats=args.repeats)
+    row: dict[str, Any] = {"network": network, "backend": backend, "first_s": first_call(step, *inputs)}
+    row["step_s"] = timed(lambda: step(*inputs), args.repeats, "cuda", warmup=2).median
     row["gb"] = (free - torch.cuda.mem_get_info()[0]) / 1e9
     out = step(*inputs).float().cpu()
     if backend == "eager":
@@ -135,8 +128,8 @@ def measure_backend(
         row["flops"] = counter.get_total_flops()
     for other in others[:1]:
         switched = step_of(network, other)
-        cold = seconds(switched, *inputs)
-        row["switch_s"] = cold - median_seconds(switched, *inputs, repeats=3)
+        cold = first_call(switched, *inputs)
+        row["switch_s"] = cold - timed(functools.partial(switched, *inputs), 3, "cuda", warmup=2).median
         row["same_after_switch"] = torch.equal(step(*inputs).float().cpu(), out)
     return row, out
 
@@ -156,10 +149,8 @@ def build_engines(args: argparse.Namespace) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("`--random`, one repeat")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog: tiny, sd14, ...")
     parser.add_argument(
         "--category", nargs="+", default=["horse", "rain"], help="the second one is switched to"
@@ -168,10 +159,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--build", action="store_true", help="build the engines first")
     parser.add_argument("--random", action="store_true", help="the tests' random family instead of tiny")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py needs a CUDA device, none is here; benchmarks/backends.py measures CPUs")
-    args.device = "cuda"
+        sys.exit("benchmarks.gpu needs a CUDA device, none is here; benchmarks.backends measures CPUs")
+    if args.quick:
+        args.random, args.repeats = True, 1
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             sys.path.insert(0, str(ROOT / "tests"))
@@ -191,7 +183,8 @@ def main() -> None:
         )
         print(f"{'of ceiling':>12}{'switch s':>9}")
         rows = [row for network in STEPS for row in measure(network, args, dtype, most)]
-    record(args, rows=rows, ceiling_flops=most)
+    if not args.quick:
+        record(args, "cuda", rows=rows, ceiling_flops=most)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What faster sampling costs: fewer steps, DPM-Solver++, deep features reused (DeepCache), int8 and fp8.
 
     pip install nvidia-modelopt omegaconf pulp     # for int8 and fp8 only, which are skipped without it
-    python benchmarks/options.py                   # 16 held-out scenes of the tiny family; ten minutes
-    python benchmarks/options.py --quick           # two scenes: does it still run? records nothing
+    python -m benchmarks.options                   # 16 held-out scenes of the tiny family; ten minutes
+    python -m benchmarks.options --quick           # one scene, two steps: does it still run? records nothing
 
 Every row continues the same true first frames from the same noise with the shipped weights. `PSNR`: frames
 1..15 against the rendered truth. `change`: mean absolute difference between adjacent frames, by the truth's.
@@ -16,14 +16,11 @@ the category; simulated in float32, so they have no time. Prints a table and app
 benchmarks/results/.
 """
 
-import argparse
 import copy
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from unet_forward import record
-
+from benchmarks import common
+from benchmarks.common import record
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.config import ClipRequest
@@ -68,6 +64,9 @@ OPTIONS = [
     Option(rounding="int8"),
     Option(rounding="fp8"),
 ]
+
+
+QUICK = [Option(steps=2), Option("dpm++", 2), Option(steps=2, every=2)]
 
 
 class DeepCache(VideoUNet):
@@ -190,23 +189,19 @@ def show(row: dict[str, Any], first: dict[str, Any]) -> None:
     print(" " * 20 + "".join(f"{text:>14}" for text in texts), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("one scene, two steps")
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
-    args.device = "cpu"
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    scenes = random_scenes(2 if args.quick else args.scenes, SEED)
+    scenes = random_scenes(1 if args.quick else args.scenes, SEED)
     truths = [render(scene) for scene in scenes]
     pipeline, judge = VideoPipeline.from_catalog(DEFAULT_MODEL, device="cpu"), load_judge(FAMILY / "clip")
     print(f"{'':<20}{'PSNR':>14}{'change':>14}{'rating':>14}{'CPU':>8}")
     rows: list[dict[str, Any]] = []
     first: np.ndarray | None = None
-    for option in OPTIONS:
+    for option in QUICK if args.quick else OPTIONS:
         try:
             metrics, took = measure(pipeline, scenes, truths, judge, option)
         except ImportError as error:

@@ -1,9 +1,9 @@
 """What the service costs over the bare pipeline, and what it gives under load.
 
-    python benchmarks/service_overhead.py                  the built-in family, its defaults
-    python benchmarks/service_overhead.py --random         random weights, those of the tests
-    python benchmarks/service_overhead.py --requests 50
-    python benchmarks/service_overhead.py --clients 2 4 8 16 --neighbour
+    python -m benchmarks.service_overhead                  the built-in family, its defaults
+    python -m benchmarks.service_overhead --random         random weights, those of the tests
+    python -m benchmarks.service_overhead --requests 50
+    python -m benchmarks.service_overhead --clients 2 4 8 16 --neighbour
 
 Bare: both pipelines and the encoder in this process, on the backend and numbers that the service runs on.
 Served: POST /generate_video to a real `bentoml serve` with the same options, seeds and threads, one request
@@ -17,10 +17,8 @@ beside a busy loop of nice 10. Prints tables and appends one JSON line to benchm
 
 import argparse
 import contextlib
-import datetime
-import json
+import itertools
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -34,33 +32,42 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the runners, before torch is imported
 
-from huvidpo.catalog import DEFAULT_MODEL  # noqa: E402
+import torch
+
+from benchmarks import common
+from benchmarks.common import ROOT, record, timed
+from huvidpo.catalog import DEFAULT_MODEL
 
 REQUEST = {"prompt": "a white horse runs on the Mars", "category": "horse", "style": "realistic"}
 START_SECONDS = 300
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("`--random`, one request of each kind")
     parser.add_argument("--requests", type=int, default=20, help="measured requests of each kind")
     parser.add_argument("--warmup", type=int, default=3, help="requests before measuring")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads, in both")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog")
     parser.add_argument("--random", action="store_true", help="random weights instead")
+    parser.add_argument("--no-server", action="store_true", help="the bare pipeline alone; records nothing")
     parser.add_argument("--clients", type=int, nargs="*", default=[], help="also at once, that many")
     parser.add_argument("--neighbour", action="store_true", help="the clients also beside a busy loop")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.quick:
+        args.random, args.requests, args.warmup = True, 1, 1
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
             os.environ["HUVIDPO_CATALOG"] = str(_random_catalog(Path(folder)))
         bare = measure_bare(args)
-        served, outside, load = measure_served(args, Path(folder))
-    report(args, {"bare pipeline": bare, "served": served, "outside stages": outside}, load)
+        rows, load = {"bare pipeline": bare}, dict[str, Any]()
+        if not args.no_server:
+            rows["served"], rows["outside stages"], load = measure_served(args, Path(folder))
+    found = report(rows, load)
+    if not args.quick and not args.no_server:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        record(args, device, bentoml=version("bentoml"), **found)
 
 
 def _random_catalog(folder: Path) -> Path:
@@ -72,7 +79,6 @@ def _random_catalog(folder: Path) -> Path:
 
 def measure_bare(args: argparse.Namespace) -> list[float]:
     """Seconds per clip of the pipelines in this process."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the runners, before torch is imported
     from huvidpo.catalog import load_catalog
     from huvidpo.pipeline import ClipRequest, FirstFramePipeline, VideoPipeline
     from huvidpo.video import encode
@@ -92,7 +98,7 @@ def measure_bare(args: argparse.Namespace) -> list[float]:
         assert frames is not None
         encode(frames, options.fps)
 
-    return _timed(clip, args)
+    return timed_clips(clip, args)
 
 
 def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[float], dict]:
@@ -108,7 +114,7 @@ def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float],
             parts = response.headers["server-timing"].split(", ")
             stages.append(sum(float(part.split("dur=")[1]) for part in parts) / 1000)
 
-        seconds = _timed(clip, args)
+        seconds = timed_clips(clip, args)
         outside = [total - inside for total, inside in zip(seconds, stages[-len(seconds) :], strict=True)]
         load = {}
         if args.clients:
@@ -185,29 +191,24 @@ def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int]]
         process.wait(120)
 
 
-def _timed(clip: Any, args: argparse.Namespace) -> list[float]:
-    for seed in range(args.warmup):
-        clip(seed)
-    seconds = []
-    for seed in range(args.requests):
-        started = time.perf_counter()
-        clip(1000 + seed)
-        seconds.append(time.perf_counter() - started)
-    return seconds
+def timed_clips(clip: Any, args: argparse.Namespace) -> list[float]:
+    """Seconds of each, seeds in turn."""
+    seeds = itertools.count()
+    return list(timed(lambda: clip(next(seeds)), args.requests, warmup=args.warmup).walls)
 
 
-def report(args: argparse.Namespace, rows: dict[str, list[float]], load: dict[str, Any]) -> None:
-    """The tables, and a JSON line in benchmarks/results/service_overhead_<hardware>_<date>.jsonl."""
-    import torch
-
-    figures = {}
+def report(rows: dict[str, list[float]], load: dict[str, Any]) -> dict[str, Any]:
+    """Prints the tables; returns what is recorded."""
+    metrics = {}
     print(f"{'milliseconds':<16}{'p50':>10}{'p90':>10}{'p99':>10}{'mean':>10}")
     for name, seconds in rows.items():
         cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else seconds * 99
-        figures[name] = {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "mean": statistics.fmean(seconds)}
-        figures[name] = {key: round(value * 1000, 2) for key, value in figures[name].items()}
-        print(f"{name:<16}" + "".join(f"{value:>10.1f}" for value in figures[name].values()))
-    bare, served = figures["bare pipeline"]["p50"], figures["served"]["p50"]
+        metrics[name] = {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "mean": statistics.fmean(seconds)}
+        metrics[name] = {key: round(value * 1000, 2) for key, value in metrics[name].items()}
+        print(f"{name:<16}" + "".join(f"{value:>10.1f}" for value in metrics[name].values()))
+    if "served" not in metrics:
+        return {"milliseconds": metrics}
+    bare, served = metrics["bare pipeline"]["p50"], metrics["served"]["p50"]
     print(f"served / bare at p50: {served / bare:.3f}, {served - bare:+.1f} ms")
     for name, rates in load.items():
         print(f"\n{name:<20}{'clips/s':>10}{'of one':>10}{'of free':>10}{'CPU s/clip':>12}{'of one':>10}")
@@ -218,26 +219,12 @@ def report(args: argparse.Namespace, rows: dict[str, list[float]], load: dict[st
                 f"{clients:>3} clients{rate:>19.3f}{ratios[0]:>10.2f}{ratios[1]:>10.2f}{cpu:>12.2f}", end=""
             )
             print(f"{cpu / rates[1]['cpu_seconds']:>10.2f}")
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()}cpu"
-    date = datetime.date.today().isoformat()
-    line = {
-        "benchmark": "service_overhead",
-        "date": date,
-        "hardware": f"{hardware} {platform.machine()}",
-        "command": " ".join(["python", "benchmarks/service_overhead.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "bentoml")},
-        "load_average": os.getloadavg()[0],
-        "settings": {"requests": args.requests, "threads": args.threads, "random_weights": args.random},
-        "milliseconds": figures,
+    return {
+        "milliseconds": metrics,
         "load": load,
         "ratio_p50": round(served / bare, 4),
         "overhead_ms_p50": round(served - bare, 2),
     }
-    path = ROOT / "benchmarks" / "results" / f"service_overhead_{hardware.replace(' ', '-')}_{date}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
-    print(f"appended to {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Time and peak memory of the video UNet's forward against the number of frames.
 
-    python benchmarks/unet_forward.py                     both networks, 4 to 32 frames
-    python benchmarks/unet_forward.py --quick             a few seconds: does it still run?
-    python benchmarks/unet_forward.py --dtype bfloat16
+    python -m benchmarks.unet_forward                     both networks, 4 to 32 frames
+    python -m benchmarks.unet_forward --quick             a few seconds: does it still run?
+    python -m benchmarks.unet_forward --dtype bfloat16
 
 Beside ours stands a plain transcription of the papers' modules on the same weights: keys and values of the
 first and previous frame and of the prompt are repeated for every frame, attention keeps its scores, and the
@@ -11,30 +11,17 @@ over what lay in memory before the call, divided by the frames: flat means that 
 clip. Prints a table and appends one JSON line to benchmarks/results/. Random weights; results are compared.
 """
 
-import argparse
 import copy
-import ctypes
-import datetime
-import gc
-import json
 import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from huvidpo.attention import (  # noqa: E402
+from benchmarks import common
+from benchmarks.common import peak_bytes, record, timed
+from huvidpo.attention import (
     Attention,
     KeysValues,
     SparseCausalAttention,
@@ -42,7 +29,7 @@ from huvidpo.attention import (  # noqa: E402
     TextAttention,
     visible_frames,
 )
-from huvidpo.unet import GatedTemporalConv, JointGroupNorm, VideoUNet  # noqa: E402
+from huvidpo.unet import GatedTemporalConv, JointGroupNorm, VideoUNet
 
 BLOCKS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -140,38 +127,6 @@ def build(config: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[Vide
     return ours, plain
 
 
-def peak_bytes(call: Callable[[], Any], device: str) -> int:
-    """Most memory held during the call, over what was held before it."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def seconds(call: Callable[[], Any], device: str, repeats: int) -> float:
-    """Median, after a warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
 def measure(name: str, spec: tuple, device: str, dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
     config, size, tokens, frame_counts = spec
     ours, plain = build(config, device, dtype)
@@ -189,7 +144,7 @@ def measure(name: str, spec: tuple, device: str, dtype: torch.dtype, repeats: in
                     return unet(sample, 500, text, text_kv)  # noqa: B023
 
             outputs.append(call().float())
-            row[f"{kind}_s"] = round(seconds(call, device, repeats), 4)
+            row[f"{kind}_s"] = round(timed(call, repeats, device).median, 4)
             row[f"{kind}_mb_per_frame"] = round(peak_bytes(call, device) / 2**20 / frames, 2)
         row["largest_difference"] = (outputs[0] - outputs[1]).abs().max().item()
         print(
@@ -202,16 +157,13 @@ def measure(name: str, spec: tuple, device: str, dtype: torch.dtype, repeats: in
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = common.parser("tiny sizes, one repeat")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads on a CPU")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repeat, nothing recorded")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     print(f"{'network':<24}{'frames':>7}{'ours s':>10}{'plain s':>10}", end="")
     print(f"{'':>9}{'ours MB/fr':>12}{'plain':>12}{'difference':>12}")
@@ -220,28 +172,7 @@ def main() -> None:
         repeats = 1 if args.quick else args.repeats
         rows += measure(name, spec, args.device, getattr(torch, args.dtype), repeats)
     if not args.quick:
-        record(args, rows=rows)
-
-
-def record(args: argparse.Namespace, **figures: Any) -> None:
-    """Append one JSON line about this run to benchmarks/results/<script>_<hardware>_<date>.jsonl."""
-    script = Path(sys.argv[0]).stem
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{os.cpu_count()}cpu"
-    date = datetime.date.today().isoformat()
-    line = {
-        "benchmark": script,
-        "date": date,
-        "hardware": f"{hardware} {platform.machine()}",
-        "command": " ".join(["python", f"benchmarks/{script}.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("torch", "diffusers")},
-        "load_average": os.getloadavg()[0],
-        "settings": vars(args),
-    } | figures
-    path = ROOT / "benchmarks" / "results" / f"{script}_{hardware.replace(' ', '-')}_{date}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
-    print(f"appended to {path.relative_to(ROOT)}")
+        record(args, args.device, rows=rows)
 
 
 if __name__ == "__main__":
