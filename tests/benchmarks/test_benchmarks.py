@@ -20,7 +20,7 @@ QUICK = [
     "unet_forward",
     "unet_sd14",
 ]
-# equal_numbers is run before and after a change; export_full_size builds for four GPUs: minutes even if --quick
+# equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not
 APART = {"common", "equal_numbers", "export_full_size"}
 
 
