@@ -13,6 +13,7 @@ compared:
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
+from huvidpo.files import write_text
 from training.loop import TrainingError
 from training.losses import PairErrors, accuracy, rewards
 from training.rated import PairRows
@@ -77,16 +79,21 @@ class Monitors:
         self.steps.append(metrics)
 
     def on_evaluate(self, step: int, metrics: dict[str, float], weights: dict[str, Tensor]) -> None:
-        """Note an evaluation, draw the plot, and keep the weights if they are the best so far."""
+        """Note an evaluation, draw the plot, and keep the weights if they are the best so far.
+
+        Raises TrainingError for metrics that are not finite: they are no JSON, and compare to nothing.
+        """
+        if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+            raise TrainingError(
+                f"the evaluation at step {step} is not finite: {', '.join(wrong)}; lower lr and start anew"
+            )
         norms = [taken["grad_norm"] for taken in self.steps]
         found = {"step": step, **metrics} | ({"grad_norm": float(np.mean(norms))} if norms else {})
         self.steps = []
         self.evaluations = [*self._until(step - 1), found]  # a resumed run makes some again
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(evaluation) + "\n" for evaluation in self.evaluations)
-        part = self.folder / f".{FILE}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(self.folder / FILE)
+        write_text(self.folder / FILE, text)
         plot(self.evaluations, self.folder / PLOT)
         if self.best(step) == found:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}

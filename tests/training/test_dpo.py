@@ -418,6 +418,14 @@ def test_early_stop_on_winner_drift_gives_the_weights_before(dpo_recipe, tmp_pat
         monitors(recipe, tmp_path, [evaluation(0), evaluation(1, drift=0.2)]).best_weights(1)
 
 
+def test_evaluation_that_is_not_finite_stops_the_run_and_leaves_the_log_alone(dpo_recipe, tmp_path):
+    follower = monitors(dpo_recipe, tmp_path, [evaluation(0)])
+    before = (tmp_path / FILE).read_text()
+    with pytest.raises(TrainingError, match="at step 1 is not finite: held_out_margin is nan"):
+        tell(follower, evaluation(1, 0.6, float("nan")), 1)
+    assert (tmp_path / FILE).read_text() == before
+
+
 def test_monitors_of_another_version_are_refused(dpo_recipe, tmp_path):
     (tmp_path / FILE).write_text('{"step": 0, "train_margin": 0.0, "motion": 1.0}\n')
     with pytest.raises(TrainingError, match="another version of this program: start anew"):
