@@ -115,6 +115,6 @@ class TemporalAttention(Attention):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """`x` [(b f), N, C] -> same shape."""
-        pixels = x.unflatten(0, (-1, frames)).transpose(1, 2)
-        out = self.attend(pixels.flatten(0, 1), self.keys_values(pixels.flatten(0, 1)))
+        pixels = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
+        out = self.attend(pixels, self.keys_values(pixels))
         return out.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)

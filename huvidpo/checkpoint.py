@@ -192,7 +192,7 @@ def with_weights(base: Module, tensors: Mapping[str, Tensor]) -> Module:
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
         old = getattr(owner, leaf)
-        new = tensor.detach().to(old.device, old.dtype, copy=True)
+        new = torch.empty_like(old, requires_grad=False).copy_(tensor.detach())  # in base's memory format
         check_finite({name: new}, "the weights")
         setattr(owner, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
     return module

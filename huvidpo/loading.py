@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 
 from huvidpo.catalog import Component, Model
 from huvidpo.checkpoint import (
+    Module,
     adapted_tensors,
     check_finite,
     check_fits,
@@ -38,6 +39,16 @@ def device_and_dtype(
 ) -> tuple[torch.device, torch.dtype]:
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return device, dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+
+
+def to_device(module: Module, device: torch.device) -> Module:
+    """`module` on `device`; on CUDA with the weights of its convolutions channels last.
+
+    That is how the UNets' activations lie there: else every convolution turns its input around.
+    """
+    if device.type == "cuda":
+        return module.to(device, memory_format=torch.channels_last)
+    return module.to(device)
 
 
 def check_present(model: Model) -> None:
@@ -219,7 +230,7 @@ def load_categories(
         tensors = {key: tensor.to(dtype) for key, tensor in category_tensors(base, file, attention).items()}
         changed = [key for key, tensor in tensors.items() if not torch.equal(tensor, own[key].to(dtype))]
         changes[name] = {key: tensors[key].to(device) for key in changed}
-    nn.Module.to(base, device, dtype)
+    to_device(nn.Module.to(base, dtype), device)
     check_finite(base.state_dict(), "the video UNet")
     return {name: with_weights(base, tensors) if tensors else base for name, tensors in changes.items()}
 

@@ -33,6 +33,7 @@ from huvidpo.loading import (
     load_vae,
     load_video_unet,
     readable,
+    to_device,
 )
 from huvidpo.schedule import (
     Denoiser,
@@ -97,7 +98,7 @@ class FirstFramePipeline:
         with readable("StableDiffusionXLPipeline", whole):
             pipe = StableDiffusionXLPipeline.from_pretrained(whole.location, add_watermarker=False, **parts)
         for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
-            module.to(device)
+            to_device(module, device)
         options, factor = entry.defaults, pipe.vae_scale_factor
         height, width = (side // factor for side in options.first_frame_size)
         spec = EngineSpec(
@@ -415,17 +416,18 @@ class VideoPipeline:
         unet = self.unets[requests[0].category]
         count = len(requests)
         guided = requests[0].options.guidance > 1
-        scales = torch.tensor([request.options.guidance for request in requests])
+        scales = torch.tensor([request.options.guidance for request in requests], device=unet.device)
 
         def predict(latents: Tensor, timestep: Tensor, rows: list[int]) -> Tensor:
             lines = rows + [count + row for row in rows] if guided else rows
-            kv = text_kv if len(rows) == count else [(keys[lines], values[lines]) for keys, values in text_kv]
+            whole = len(rows) == count
+            kv = text_kv if whole else [(keys[lines], values[lines]) for keys, values in text_kv]
             x = torch.cat([latents, latents]) if guided else latents
             prediction = unet(x.to(unet.dtype), timestep, None, text_kv=kv).float()
             if not guided:
                 return prediction
             unconditional, conditional = prediction.chunk(2)
-            return guide(unconditional, conditional, scales[rows].to(prediction))
+            return guide(unconditional, conditional, scales if whole else scales[rows])
 
         return predict
 

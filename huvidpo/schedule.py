@@ -239,8 +239,9 @@ def sample(
     rows = list(range(len(latents)))
     total = len(scheduler.timesteps)
     settle_after = SETTLE_FRACTION * total if settle_after is None else settle_after
+    on_device = scheduler.timesteps.to(latents.device)  # a copy per step waits for the step before
     for index, timestep in enumerate(scheduler.timesteps):
-        latents = step_frames(scheduler, model(latents, timestep, rows), timestep, latents)
+        latents = step_frames(scheduler, model(latents, on_device[index], rows), timestep, latents)
         if corrections == "lamp":
             latents = correct_step(latents, index, settle_after)
         keep = on_step(index + 1, total, latents) if on_step else None

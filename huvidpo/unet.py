@@ -53,7 +53,9 @@ class JointGroupNorm(GroupNorm):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
         clip = x.unflatten(0, (-1, frames)).transpose(1, 2)  # [b, c, f, h, w], a view
-        return super().forward(clip).transpose(1, 2).flatten(0, 1)
+        # CUDA's kernel answers channels first; the rest is a view where the answer is channels last.
+        clip = super().forward(clip).contiguous(memory_format=torch.channels_last_3d)
+        return clip.transpose(1, 2).flatten(0, 1)
 
 
 class GatedTemporalConv(nn.Module):

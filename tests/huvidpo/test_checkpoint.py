@@ -133,6 +133,15 @@ def test_with_weights_costs_only_its_own_tensors(unet: VideoUNet):
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 
+def test_with_weights_keeps_the_memory_format_of_the_base(unet: VideoUNet):
+    base = VideoUNet(**TINY).to(memory_format=torch.channels_last)  # as loading lays it out on CUDA
+    name = "mid_block.resnets.0.conv1.conv2d.weight"
+    new = with_weights(base, {name: unet.state_dict()[name]}).state_dict()[name]
+    assert new.is_contiguous(memory_format=torch.channels_last)
+    assert not new.is_contiguous()
+    assert torch.equal(new, unet.state_dict()[name])
+
+
 def test_a_file_of_weights_is_as_readable_as_any_other(tmp_path: Path):
     (tmp_path / "other").touch()
     save_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(1)}, {})
