@@ -116,5 +116,6 @@ class TemporalAttention(Attention):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """`x` [(b f), N, C] -> same shape."""
         pixels = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
-        out = self.attend(pixels, self.keys_values(pixels))
+        # One copy for all three; the view keeps the order in which gradients add up: old runs stay equal.
+        out = self.attend(pixels, self.keys_values(pixels.view_as(pixels)))
         return out.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
