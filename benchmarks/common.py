@@ -66,6 +66,12 @@ def timed(call: Callable[[], Any], repeats: int, device: str = "cpu", warmup: in
     return Timing(walls[warmup:], cpus[warmup:])
 
 
+def matmul_flops(dtype: torch.dtype, device: str, side: int = 8192) -> float:
+    """FLOP/s of a large matrix product: what networks of this dtype are compared with."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / timed(lambda: a @ b, 20 if device == "cuda" else 1, device, warmup=2).median
+
+
 def peak_bytes(call: Callable[[], Any], device: str) -> int:
     """Most memory held during the call, over what was held before it."""
     gc.collect()

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
-from benchmarks.common import ROOT, record, timed
+from benchmarks.common import ROOT, matmul_flops, record, timed
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.engines.base import Engine, EngineSpec
 from huvidpo.engines.networks import ROWS, spec_inputs
@@ -46,12 +46,6 @@ Step = Callable[..., Tensor]
 def first_call(step: Step, *inputs: Tensor) -> float:
     """Seconds."""
     return timed(lambda: step(*inputs), 1, "cuda", warmup=0).median
-
-
-def ceiling(dtype: torch.dtype, side: int = 8192) -> float:
-    """FLOP/s of a large matrix product."""
-    a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
-    return 2 * side**3 / timed(lambda: a @ b, 20, "cuda", warmup=2).median
 
 
 def load(network: str, model: str, categories: list[str], backend: str) -> dict[str, Any]:
@@ -175,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.build:
             build_engines(args)
         _, dtype = device_and_dtype("cuda", None)
-        most = ceiling(dtype)
+        most = matmul_flops(dtype, "cuda")
         print(f"{torch.cuda.get_device_name()}, {dtype}: ceiling {most / 1e12:.0f} TFLOP/s")
         print(
             f"{'network':<18}{'backend':<9}{'ms/step':>9}{'steps s':>9}{'first s':>9}{'GB':>8}{'error':>10}",

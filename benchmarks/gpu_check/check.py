@@ -1,8 +1,8 @@
 """HuViDPO at full size on one GPU, with random weights: seconds, memory, error. A JSON line per figure.
 
     benchmarks/gpu_check/fetch_wheels.sh; benchmarks/gpu_check/run.sh    a machine with a card and torch
-    python benchmarks/gpu_check/check.py --tiny                          on a CPU: does it run?
-    python benchmarks/gpu_check/check.py --code ../before --label before        another checkout's code
+    python -m benchmarks.gpu_check.check --tiny                          on a CPU: does it run?
+    python -m benchmarks.gpu_check.check --code ../before --label before        another checkout's code
 
 Sections run in order of value until the budget is spent; one that fails says so in a row, and the next
 begins.
@@ -53,9 +53,10 @@ def main() -> None:
     args = parse()
     import_code(args.code)
     import torch
-    from networks import FULL, TINY
-    from rows import Rows
-    from sections import SECTIONS, compiled
+
+    from benchmarks.gpu_check.networks import FULL, TINY
+    from benchmarks.gpu_check.rows import Rows
+    from benchmarks.gpu_check.sections import SECTIONS, compiled
 
     if args.tiny:
         torch.set_num_threads(1)  # threads cost more than they bring
@@ -101,10 +102,11 @@ def attempt(rows, name: str, section) -> None:
 
 
 def compile_apart(rows, args: argparse.Namespace, network: str) -> None:
-    command = [sys.executable, __file__, "--out", args.out, "--code", args.code, "--label", args.label]
+    command = [sys.executable, "-m", "benchmarks.gpu_check.check", "--out", args.out.resolve()]
+    command += ["--code", args.code.resolve(), "--label", args.label]
     command += ["--compile", network, *(["--tiny"] if args.tiny else [])]
     try:
-        subprocess.run(list(map(str, command)), timeout=rows.left() - 5, check=True)
+        subprocess.run(list(map(str, command)), cwd=ROOT, timeout=rows.left() - 5, check=True)
     except subprocess.TimeoutExpired:
         rows.add("compile", "failed", network=network, reason=f"not done when {rows.budget:.0f} s were over")
 

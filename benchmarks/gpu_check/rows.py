@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.common import timed
 
 STARTED = time.monotonic()
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -42,18 +43,8 @@ class Rows:
 
     def seconds(self, call: Callable[[], Any], repeats: int = 20, warm: int = 3) -> float:
         """Median of synchronised calls; on a CPU, where only running matters, of one."""
-        times = []
-        for _ in range(warm + repeats if self.cuda else 1):
-            self.synchronize()
-            started = time.perf_counter()
-            call()
-            self.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[warm if self.cuda else 0 :])
-
-    def synchronize(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
+        repeats, warm = (repeats, warm) if self.cuda else (1, 0)
+        return timed(call, repeats, self.device, warm).median
 
     def free(self) -> None:
         gc.collect()

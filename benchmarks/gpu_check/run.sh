@@ -10,6 +10,6 @@ mkdir -p "$OUT"
 for wheel in "$here"/wheels/*.whl; do
     [ -e "$wheel" ] && python3 -m zipfile -e "$wheel" "$unpacked"
 done
-export PYTHONPATH="$unpacked" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1
+export PYTHONPATH="$here/../..:$unpacked" PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1
 export TORCHINDUCTOR_CACHE_DIR="$unpacked/inductor"
-timeout 480 python3 "$here/check.py" --out "$OUT" "$@"
+timeout 480 python3 -P -m benchmarks.gpu_check.check --out "$OUT" "$@"

@@ -4,16 +4,17 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import networks
 import torch
 import torch.nn.functional as F
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-from networks import Call, Size
-from rows import DTYPES, Rows, error
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import matmul_flops
+from benchmarks.gpu_check import networks
+from benchmarks.gpu_check.networks import Call, Size
+from benchmarks.gpu_check.rows import DTYPES, Rows, error
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.latents import from_latents
@@ -29,8 +30,7 @@ def ceiling(rows: Rows, size: Size) -> None:
     """TFLOP/s of an 8192^3 matrix product, which `of_ceiling` in other rows refers to."""
     side = 8192 if rows.cuda else 256
     for name, dtype in DTYPES.items():
-        a, b = (torch.randn(side, side, device=rows.device, dtype=dtype) for _ in range(2))
-        rows.ceilings[name] = 2 * side**3 / rows.seconds(lambda a=a, b=b: a @ b)
+        rows.ceilings[name] = matmul_flops(dtype, rows.device, side)
     tflops = {name: round(value / 1e12, 3) for name, value in rows.ceilings.items()}
     rows.add("ceiling", f"product of side {side}", tflops=tflops)
 

@@ -6,19 +6,18 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-CHECK = ROOT / "benchmarks" / "gpu_check" / "check.py"
+from benchmarks.common import ROOT
+
 SECTIONS = ("ceiling", "video", "sdxl", "loops", "training", "vae", "attention")  # not torch.compile: minutes
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(CHECK), "--tiny", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu_check.check", "--tiny", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The full-size networks on one GPU, in one command: see check.py."""
