@@ -46,9 +46,8 @@ def to_device(module: Module, device: torch.device) -> Module:
 
     That is how the UNets' activations lie there: else every convolution turns its input around.
     """
-    if device.type == "cuda":
-        return module.to(device, memory_format=torch.channels_last)
-    return module.to(device)
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return nn.Module.to(module, device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def check_present(model: Model) -> None:
