@@ -185,6 +185,10 @@ class Rows:
         query = sa.select(JOBS.c.id).where(JOBS.c.status == "queued", JOBS.c.created_at < self._now - seconds)
         return list(await self._do(lambda db: db.execute(query).scalars().all()))
 
+    async def in_progress(self) -> list[str]:
+        query = sa.select(JOBS.c.id).where(JOBS.c.status == "in_progress")
+        return list(await self._do(lambda db: db.execute(query).scalars().all()))
+
     async def renew_lease(self, executor: str, seconds: float) -> None:
         values = {"expires_at": self._now + seconds}
 

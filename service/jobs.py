@@ -9,6 +9,8 @@ by the database's clock; every gateway hands the jobs of ids without a lease bac
 import asyncio
 import hashlib
 import logging
+import math
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +22,9 @@ from typing import Any, TypeVar
 from dbos import DBOS, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
+from service import metrics
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
-from service.generation import Drawn, Finished, Generation, Plan, Progress
+from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress
 from service.job_rows import Job, Rows, new_job
 from service.schemas import GenerateRequest
 from service.settings import Settings
@@ -33,8 +36,11 @@ APPLICATION, VERSION = "huvidpo", "1"  # the version changes only when the workf
 POLL_SECONDS = 0.1  # of the queue
 SWEEP_SECONDS = 1.0  # between two looks for expired and abandoned jobs
 LOOK_SECONDS = 0.3  # between two looks at whether a job that waits in a runner's queue is still wanted
+RETRY_SECONDS = 1.0  # between two tries at what is away
+ENQUEUE_SECONDS = 5.0  # DBOS waits for its database for ever, a caller does not
 WATCH_SECONDS = 0.2  # between two looks at a job that somebody watches
 FORGOTTEN_SECONDS = 10.0  # a row so long in the queue may have lost its workflow: it is enqueued again
+GIVEN_UP = ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")  # DBOS's statuses
 MAX_PAGE = 100  # jobs in one answer
 T = TypeVar("T")
 
@@ -60,7 +66,8 @@ class JobEngine:
         self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
         self.executor = uuid.uuid4().hex
         self._running: set[asyncio.Task[Any]] = set()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._trust_leases_at = 0.0  # time.monotonic
 
     async def start(self) -> None:
         await self.rows.prepare()
@@ -79,15 +86,15 @@ class JobEngine:
         await DBOS.register_queue_async(
             QUEUE, worker_concurrency=self.settings.job_concurrency, polling_interval_sec=POLL_SECONDS
         )
-        self._sweeper = asyncio.create_task(self._sweep_forever())
+        forever = (self._renew_forever(), self._sweep_forever())
+        self._background = [asyncio.create_task(task) for task in forever]
 
     async def stop(self) -> None:
         """What runs here goes back to the queue, for another gateway or the next start of this one."""
-        if self._sweeper:
-            self._sweeper.cancel()
-        for task in self._running:
+        tasks = [*self._background, *self._running]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(DBOS.destroy)
         # DBOS had put its own threads in the place of the loop's, and has ended them
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
@@ -106,6 +113,8 @@ class JobEngine:
 
         Raises InvalidRequest, Conflict (the key was used for another request), QueueFull, Unavailable.
         """
+        if self.core.draining:
+            raise Unavailable(LEAVING)
         fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
         plan = self.core.plan(request)
         frame = None
@@ -147,6 +156,7 @@ class JobEngine:
         """The job, which ends within one denoising step if it had not ended. Raises NotFound."""
         await self.rows.get(id, owner)
         if await self.rows.fail(id, to_dict(Cancelled("the job was cancelled")), self.settings.job_retention):
+            metrics.JOBS.labels("cancelled").inc()
             await DBOS.cancel_workflow_async(id)
         return await self.rows.get(id, owner)
 
@@ -169,8 +179,9 @@ class JobEngine:
     async def _enqueue(self, id: str) -> None:
         """A second time changes nothing. If it fails now, the sweeper does it later: the row is there."""
         try:
-            with SetWorkflowID(id):
-                await DBOS.enqueue_workflow_async(QUEUE, self._workflow, id)
+            async with asyncio.timeout(ENQUEUE_SECONDS):
+                with SetWorkflowID(id):
+                    await DBOS.enqueue_workflow_async(QUEUE, self._workflow, id)
         except Exception:
             logger.exception("job %s could not be enqueued yet", id)
 
@@ -192,7 +203,8 @@ class JobEngine:
 
         @DBOS.step(name="fail")
         async def fail(id: str, problem: dict[str, Any]) -> None:
-            await self.rows.fail(id, problem, self.settings.job_retention)
+            if await _insist(lambda: self.rows.fail(id, problem, self.settings.job_retention)):
+                metrics.JOBS.labels(problem["code"]).inc()
 
         @DBOS.workflow(name="clip")
         async def clip(id: str) -> None:
@@ -224,7 +236,8 @@ class JobEngine:
         plan = self._plan(job)
         drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
         await asyncio.to_thread(self.store.put, key, drawn.png)
-        await self.rows.set_first_frame(id, key, _report(plan))
+        report = _report(plan)
+        await _insist(lambda: self.rows.set_first_frame(id, key, report))
         return key
 
     async def _animate(self, id: str, frame: str) -> str:
@@ -237,22 +250,26 @@ class JobEngine:
         await asyncio.to_thread(self.store.put, key, clip.data)
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
         report["bytes"] = len(clip.data)
-        if not await self.rows.complete(id, key, report, self.settings.job_retention):
+        if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
             await self._clear_up(id)
             raise _Unwanted
+        metrics.JOBS.labels("ok").inc()
         return key
 
     async def _clear_up(self, id: str) -> None:
         """Files written after the job was deleted go too; those of a job that ended otherwise stay."""
         try:
-            await self.rows.get(id)
+            await _insist(lambda: self.rows.get(id))
         except NotFound:
             await asyncio.to_thread(self.store.delete, id)
 
     async def _claim(self, id: str) -> Job:
-        if not await self.rows.claim(id, self.executor):
+        if not await _insist(lambda: self.rows.claim(id, self.executor)):
             raise _Unwanted
-        return await self.rows.get(id)
+        try:
+            return await _insist(lambda: self.rows.get(id))
+        except NotFound:
+            raise _Unwanted from None
 
     def _plan(self, job: Job) -> Plan:
         return self.core.plan(GenerateRequest(**job.request))
@@ -267,8 +284,8 @@ class JobEngine:
             except (Unavailable, QueueFull):
                 if loop.time() > end:
                     raise
-            await asyncio.sleep(1.0)
-            if not await self.rows.wanted(id, self.executor):
+            await asyncio.sleep(RETRY_SECONDS)
+            if not await _insist(lambda: self.rows.wanted(id, self.executor)):
                 raise _Unwanted
 
     async def _last(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Any:
@@ -277,20 +294,42 @@ class JobEngine:
             async for event in ticks:
                 if isinstance(event, Drawn | Finished):
                     return event
-                if isinstance(event, Progress):
-                    wanted = await self.rows.step(id, self.executor, before + event.step)
-                else:
-                    wanted = await self.rows.wanted(id, self.executor)
-                if not wanted:
+                done = before + event.step if isinstance(event, Progress) else None
+                if not await self._note(id, done):
                     raise _Unwanted
         raise RuntimeError("a stage ended without a result")
 
+    async def _note(self, id: str, done: int | None) -> bool:
+        """Whether the job is still wanted here. A database that is away is no reason to stop."""
+        try:
+            if done is None:
+                return await self.rows.wanted(id, self.executor)
+            return await self.rows.step(id, self.executor, done)
+        except Unavailable:
+            return True
+
     # What every gateway does for all of them.
+
+    async def _renew_forever(self) -> None:
+        """Beside the sweep: DBOS may make that wait, and a lease must not run out meanwhile."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self.rows.renew_lease(self.executor, self.settings.lease_seconds)
+            except Unavailable as error:
+                logger.warning("%s", error)
+                # the others could not renew theirs either: they get the time to do it
+                self._trust_leases_at = math.inf
+                continue
+            if self._trust_leases_at == math.inf:
+                self._trust_leases_at = time.monotonic() + self.settings.lease_seconds
 
     async def _sweep_forever(self) -> None:
         while True:
             try:
                 await self._sweep()
+                if time.monotonic() >= self._trust_leases_at:
+                    await self._take_over()
             except Unavailable as error:
                 logger.warning("%s", error)
             except Exception:
@@ -298,13 +337,22 @@ class JobEngine:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _sweep(self) -> None:
-        await self.rows.renew_lease(self.executor, self.settings.lease_seconds)
         for id in await self.rows.expired():
             await self._forget(id)
         for id in await self.rows.waiting(FORGOTTEN_SECONDS):
             if await DBOS.get_workflow_status_async(id) is None:
                 await self._enqueue(id)
-        await self._take_over()
+        await self._close_stuck()
+
+    async def _close_stuck(self) -> None:
+        """A workflow that DBOS has given up (after 100 recoveries, say) leaves a row that nobody would end."""
+        if ids := await self.rows.in_progress():
+            given_up = await DBOS.list_workflows_async(
+                workflow_ids=ids, status=list(GIVEN_UP), load_input=False, load_output=False
+            )
+            for one in given_up:
+                logger.error("job %s is given up: its workflow is %s", one.workflow_id, one.status)
+                await self.rows.fail(one.workflow_id, to_dict(RuntimeError()), self.settings.job_retention)
 
     async def _take_over(self) -> None:
         """Hands the running jobs of executors without a lease back to the queue."""
@@ -324,6 +372,16 @@ def recover(executors: list[str]) -> None:
     """The one private call of DBOS that is used, pinned by a contract test: what those executors were running
     goes back to its queue. Doing it twice, or in two gateways, changes nothing."""
     DBOS._recover_pending_workflows(executors)
+
+
+async def _insist(call: Callable[[], Awaitable[T]]) -> T:
+    """The database is waited for: what a stage has made is not lost because it is away for a while."""
+    while True:
+        try:
+            return await call()
+        except Unavailable as error:
+            logger.warning("%s", error)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _ticking(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

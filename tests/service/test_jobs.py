@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +93,42 @@ def start(tmp_path):
             engine.kill()
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+class Postgres:
     """A Postgres of its own, as the user postgres when we are root (it refuses to run as root)."""
+
+    def __init__(self, programs: Path, folder: Path):
+        self.programs, self.folder, self.port = programs, folder, free_port()
+        self.url = f"postgresql://huvidpo@127.0.0.1:{self.port}/jobs"
+        self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        if self._user:
+            shutil.chown(folder, "postgres")
+        self._run("initdb", "-D", folder / "data", "-U", "huvidpo", "-A", "trust", "--no-sync")
+        self.start()
+        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "huvidpo", "jobs")
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        log = self.folder / "log"
+        self._run("pg_ctl", "-D", self.folder / "data", "-w", "-l", log, "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: Any) -> None:
+        # pg_ctl's server inherits its output: a pipe would never end
+        command = [*self._user, str(self.programs / program), *map(str, arguments)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def postgres():
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
         pytest.skip("no Postgres is installed (Debian: postgresql)")
-    bin, folder = programs[-1].parent, tmp_path_factory.mktemp("postgres")
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if user:
-        for parent in (folder, *folder.parents[:2]):
-            parent.chmod(0o755)
-        shutil.chown(folder, "postgres")
-    data, port = folder / "data", free_port()
-    run = lambda *command: subprocess.run([*user, *map(str, command)], check=True, capture_output=True)  # noqa: E731
-    run(bin / "initdb", "-D", data, "-U", "huvidpo", "-A", "trust", "--no-sync")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run(bin / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
-    run(bin / "createdb", "-h", "127.0.0.1", "-p", port, "-U", "huvidpo", "jobs")
-    yield f"postgresql://huvidpo@127.0.0.1:{port}/jobs"
-    run(bin / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        postgres = Postgres(programs[-1].parent, Path(folder))
+        yield postgres
+        postgres.stop()
 
 
 def test_a_job_from_queue_to_clip(start):
@@ -212,7 +231,7 @@ def test_bad_requests_and_full_queues_make_no_job(start):
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_two_gateways_and_kills_lose_and_double_nothing(start, database, request):
-    url = request.getfixturevalue("postgres") if database == "postgres" else ""
+    url = request.getfixturevalue("postgres").url if database == "postgres" else ""
     engines = [start(url).ready(), start(url).ready()]
     ids = {}
     for seed in range(20):
@@ -244,6 +263,34 @@ def test_a_stopped_gateway_that_wakes_up_changes_nothing(start):
     time.sleep(1)
     assert heir.lines()["video 7 done"] == 1
     assert zombie.do("get", id=id) == job
+
+
+def test_a_database_that_goes_away_for_a_while(start, postgres):
+    """New jobs are refused meanwhile; the running one goes on, and ends once the database is back."""
+    engine = start(postgres.url, steps={"video": 1.0}).ready()
+    id = engine.do("create", seed=7)["id"]
+    engine.wait(id, lambda job: job["done"] >= 21)
+    postgres.stop()
+    assert engine.do("create", seed=8)["error_"]["code"] == "unavailable"
+    time.sleep(4)
+    postgres.start()
+    assert engine.wait(id, seconds=60, condition=lambda job: job.get("status") == "completed")
+    assert engine.lines()["video 7 done"] == 1
+    later = engine.do("create", seed=9)["id"]
+    assert engine.wait(later, seconds=120)["status"] == "completed"
+
+
+def test_a_workflow_that_is_given_up_fails_its_job(start):
+    engine = start(steps={"video": 0.5}).ready()
+    id = engine.do("create", seed=7)["id"]
+    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.kill()
+    with closing(sqlite3.connect(engine.folder / "workflows.sqlite")) as database:
+        given_up = "update workflow_status set status = 'MAX_RECOVERY_ATTEMPTS_EXCEEDED'"
+        database.execute(given_up)
+        database.commit()
+    job = start().ready().wait(id)
+    assert (job["status"], job["error"]["code"]) == ("failed", "internal")
 
 
 def test_the_private_call_of_dbos_is_where_we_use_it():
