@@ -5,7 +5,6 @@ begins, the same and "step" after each step, and "done" when it has ended.
 """
 
 import asyncio
-import base64
 import dataclasses
 import json
 import sys
@@ -40,7 +39,7 @@ def runner(stage: str, log: Path, step_seconds: float):
             yield {"event": "step", "step": step, "total": total}
         note(f"{stage} {job.seed} done")
         frames = np.full((options.frames, 32, 32, 3), 127, np.uint8)
-        data = to_png(frames[0]) if stage == "first_frame" else base64.b64encode(encode(frames, 8)).decode()
+        data = to_png(frames[0]) if stage == "first_frame" else encode(frames, 8)
         yield {
             "event": "done", "data": data, "queued": 0.0, "seconds": 0.1, "encode": 0.0, "backend": "painter"
         }  # fmt: skip
