@@ -345,7 +345,7 @@ class JobEngine:
         await self._close_stuck()
 
     async def _close_stuck(self) -> None:
-        """A workflow that DBOS has given up (after 100 recoveries, say) leaves a row that nobody else ends."""
+        """A workflow that DBOS has given up, after 100 recoveries say, leaves a row that nobody else ends."""
         if ids := await self.rows.in_progress():
             given_up = await DBOS.list_workflows_async(
                 workflow_ids=ids, status=list(GIVEN_UP), load_input=False, load_output=False

@@ -142,7 +142,7 @@ def test_command_writes_the_table_with_the_frozen_row(quick_family, tmp_path, ca
     assert found["summary"]["ours"]["all"]["motion"]["mean"] > 0
     assert [len(found["clips"]["LVDM"][name]) for name in ("horse", "rain")] == [2, 1]
     assert all(set(row) == set(METRICS) for row in found["clips"]["ours"]["horse"])
-    assert len({row["clip_score"] for row in found["clips"]["ours"]["horse"]}) == 2
+    assert len({row["mse"] for row in found["clips"]["ours"]["horse"]}) == 2  # a row per clip
     text = out.with_suffix(".md").read_text()
     assert text in capsys.readouterr().out
     assert f"| {FROZEN} | 4 |" in text
