@@ -11,6 +11,7 @@
 import functools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
@@ -29,7 +30,10 @@ _BOUNDS = {
     "multiple_of": "a multiple of {}",
     "min_length": "with {} or more", "max_length": "of at most {} characters",
 }  # fmt: skip
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+_NAMES = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none",
+    Path: "a path",
+}  # fmt: skip
 _Class = TypeVar("_Class", bound=type)
 
 

@@ -134,7 +134,7 @@ class Comparison(_Common):
     sha256_a: Sha256
     clip_b: Clip
     sha256_b: Sha256
-    answer: Literal["a", "b", "tie"]  # "a", "b" or "tie": the better one
+    answer: Literal["a", "b", "tie"]  # the better one
     prompt: Text = ""  # that both were made for; empty where they differ
 
     def __post_init__(self) -> None:

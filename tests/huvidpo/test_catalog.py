@@ -144,7 +144,7 @@ vae = {{ path = "a"{part} }}
         ('recipes = { stage3 = "x" }', "", "unknown key stage3, known: motion, dpo, dpo_image"),
         ("recipes = { dpo = 1 }", "", "dpo: got 1, expected text, or none"),
         ("defaults = { steps = 0 }", "", "steps: got 0, expected a whole number from 1 to 1000"),
-        ("prompts = 3", "", "prompts: got 3"),
+        ("prompts = 3", "", "prompts: got 3, expected a path, or none"),
         ("video_extra = 3", "", "unknown key video_extra"),
         ("", ", subfolder = 3", "subfolder: got 3, expected text"),
         ("", ", color = 3", "unknown key color"),
