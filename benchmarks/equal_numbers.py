@@ -1,8 +1,8 @@
 """Proof that a change which should not alter numbers alters none: loss curves and clips, before and after.
 
-    python benchmarks/equal_numbers.py before.json             before the change
-    python benchmarks/equal_numbers.py after.json              after it
-    python benchmarks/equal_numbers.py before.json after.json  compare; exit status 1 where they differ
+    python -m benchmarks.equal_numbers before.json             before the change
+    python -m benchmarks.equal_numbers after.json              after it
+    python -m benchmarks.equal_numbers before.json after.json  compare; exit status 1 where they differ
 
 Records, in float32 on the CPU with two threads: the loss and gradient norm of each of 20 steps of three
 recipes of the built-in family (motion, preferences of clips, preferences of pictures), and the SHA-256 of the

@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import common
 from benchmarks.common import ROOT, matmul_flops, record, timed
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
-from huvidpo.engines.base import Engine, EngineSpec
-from huvidpo.engines.networks import ROWS, spec_inputs
+from huvidpo.engines.base import Engine
+from huvidpo.engines.networks import ROWS, network_of, sample_inputs
 from huvidpo.errors import HuViDPOError
 from huvidpo.loading import device_and_dtype
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -64,22 +64,11 @@ def step_of(network: str, unet: Any) -> Step:
     return unet.run if isinstance(unet, Engine) else lambda *inputs: ROWS[network].call(unet, *inputs)
 
 
-def inputs_of(network: str, model: str, config: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    entry = load_catalog().model(model)
-    options, video = entry.defaults, network == "video_unet"
-    height, width = (options.height, options.width) if video else options.first_frame_size
-    guided = (options.guidance if video else options.first_frame_guidance) > 1
-    factor = 4 if model == DEFAULT_MODEL else 8
-    spec = EngineSpec(
-        model=model,
-        device=torch.device("cuda"),
-        lines=2 if guided else 1,
-        frames=options.frames,
-        height=height // factor,
-        width=width // factor,
-        tokens=48 if model == DEFAULT_MODEL else 77,
-    )
-    inputs = spec_inputs(ROWS[network], config, spec)
+def inputs_of(network: str, model: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Random inputs at the sizes that an engine of the catalog's `model` is tuned for."""
+    made = network_of(ROWS[network], load_catalog().model(model), "float32")
+    tuned = {axis: size if isinstance(size, int) else size.opt for axis, size in made.sizes.items()}
+    inputs = sample_inputs(made.row, tuned).values()
     return tuple(x.to("cuda", torch.float32 if x.ndim == 1 else dtype) for x in inputs)
 
 
@@ -111,7 +100,7 @@ def measure_backend(
     """Its metrics, and its output in float32 on the CPU."""
     free, _ = torch.cuda.mem_get_info()
     first, *others = load(network, args.model, args.category, backend).values()
-    step, inputs = step_of(network, first), inputs_of(network, args.model, first.config, dtype)
+    step, inputs = step_of(network, first), inputs_of(network, args.model, dtype)
     row: dict[str, Any] = {"network": network, "backend": backend, "first_s": first_call(step, *inputs)}
     row["step_s"] = timed(lambda: step(*inputs), args.repeats, "cuda", warmup=2).median
     row["gb"] = (free - torch.cuda.mem_get_info()[0]) / 1e9

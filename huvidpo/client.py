@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 
 from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.files import write_bytes
 
 Job = dict[str, Any]
 OnProgress = Callable[[Job], Any]
@@ -79,7 +80,8 @@ class Client:
 
     def download(self, id: str, out: Path, variant: str = "video") -> None:
         """Writes the clip, its "thumbnail" or its "spritesheet" to `out`."""
-        out.write_bytes(self._answer("GET", f"/v1/videos/{id}/content", params={"variant": variant}).content)
+        answer = self._answer("GET", f"/v1/videos/{id}/content", params={"variant": variant})
+        write_bytes(out, answer.content)
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Any:
         return self._answer(method, path, **kwargs).json()
@@ -131,7 +133,7 @@ class AsyncClient:
 
     async def download(self, id: str, out: Path, variant: str = "video") -> None:
         answer = await self._answer("GET", f"/v1/videos/{id}/content", params={"variant": variant})
-        await asyncio.to_thread(out.write_bytes, answer.content)
+        await asyncio.to_thread(write_bytes, out, answer.content)
 
     async def _call(self, method: str, path: str, **kwargs: Any) -> Any:
         return (await self._answer(method, path, **kwargs)).json()

@@ -1,10 +1,9 @@
 """Where the files of jobs live: a folder per job. Steps of a job hand on keys, never bytes."""
 
-import os
 import shutil
-import uuid
 from pathlib import Path
 
+from huvidpo.files import write_bytes
 from service.errors import NotFound
 
 
@@ -16,18 +15,7 @@ class Store:
 
     def put(self, key: str, data: bytes) -> None:
         """Replaces what is there: the last of several attempts at a step wins."""
-        path = self.folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # another attempt may be writing too
-        try:
-            with attempt.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            attempt.replace(path)
-        except BaseException:
-            attempt.unlink(missing_ok=True)
-            raise
+        write_bytes(self.folder / key, data)
 
     def path(self, key: str) -> Path:
         """Raises NotFound."""

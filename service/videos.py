@@ -31,17 +31,12 @@ from service.generation import Generation
 from service.http import answer_generate
 from service.job_rows import Job
 from service.jobs import JobEngine
-from service.schemas import MEDIA_TYPES, Format, GenerateRequest, parse
+from service.schemas import MEDIA_TYPES, OTHER_NAMES, Format, GenerateRequest, parse
 
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
 DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
 # The core's name of a field -> this API's
-NAMES = {
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "frames": "num_frames",
-    "first_frame": "input_reference",
-}
+NAMES = {ours: other for other, ours in OTHER_NAMES.items()} | {"first_frame": "input_reference"}
 
 
 class Reference(BaseModel):

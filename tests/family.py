@@ -182,10 +182,9 @@ def _first_frame(tokenizer: CLIPTokenizer, zero_snr: bool) -> StableDiffusionXLP
     )
 
 
-def _video(folder: Path, zero_snr: bool) -> None:
-    from huvidpo.unet import VideoUNet
-
-    unet2d = UNet2DConditionModel(
+def image_unet() -> UNet2DConditionModel:
+    """What the video UNet is inflated from, with fresh weights."""
+    return UNet2DConditionModel(
         sample_size=SIZE // 4,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -197,6 +196,12 @@ def _video(folder: Path, zero_snr: bool) -> None:
         attention_head_dim=2,
         cross_attention_dim=TEXT_WIDTH,
     )
+
+
+def _video(folder: Path, zero_snr: bool) -> None:
+    from huvidpo.unet import VideoUNet
+
+    unet2d = image_unet()
     unet = VideoUNet.from_2d(unet2d)
     for name, parameter in unet.named_parameters():
         if ".conv1d." in name or ".conv_gate." in name or ".attn_temp." in name:

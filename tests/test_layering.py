@@ -20,13 +20,7 @@ PACKAGES = tuple(ALLOWED)
 
 def imported_packages(source: str) -> set[str]:
     """Top-level names of everything a module imports, wherever in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.partition(".")[0])
-    return names
+    return {name.partition(".")[0] for name in imported_modules(source)}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

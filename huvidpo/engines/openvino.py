@@ -22,6 +22,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from huvidpo.checkpoint import first_line
 from huvidpo.engines.base import EngineSpec, OnLoad, Run
 from huvidpo.engines.manifest import engines_folder
 from huvidpo.engines.networks import Row, spec_inputs
@@ -146,7 +147,7 @@ class OpenVINO:
             request = core().compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             raise EngineError(
-                f"openvino cannot compile this network ({_first_line(error)}): "
+                f"openvino cannot compile this network ({first_line(error)[:200]}): "
                 "serve with HUVIDPO_BACKEND=torch"
             ) from error
         seconds = time.monotonic() - started
@@ -218,7 +219,8 @@ def trace(row: Row, module: Any) -> Any:
         model = ov.convert_model(traced, example_input=example)
     except Exception as error:  # of many kinds: whatever a converter stumbles over
         raise EngineError(
-            f"openvino cannot convert {row.name} ({_first_line(error)}): serve with HUVIDPO_BACKEND=torch"
+            f"openvino cannot convert {row.name} ({first_line(error)[:200]}): "
+            "serve with HUVIDPO_BACKEND=torch"
         ) from error
     for port, name in zip(model.inputs[len(inputs) :], tensors, strict=True):
         port.get_tensor().set_names({name})
@@ -271,8 +273,3 @@ def bind(graph: Any, weights: Mapping[str, Tensor]) -> Any:
         model.remove_parameter(node)
     model.validate_nodes_and_infer_types()
     return model
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

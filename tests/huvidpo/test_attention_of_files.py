@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from family import LATENT_CHANNELS, SIZE, TEXT_WIDTH
+from family import SIZE, image_unet
 from torch import Tensor
 
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
@@ -201,23 +201,13 @@ def test_a_whole_checkpoint_shares_what_is_the_bases(
     assert own == {name}
 
 
-def image_unet() -> UNet2DConditionModel:
+def seeded_image_unet() -> UNet2DConditionModel:
     torch.manual_seed(5)
-    return UNet2DConditionModel(
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=TEXT_WIDTH,
-    )
+    return image_unet()
 
 
 def test_one_image_unet_gives_one_video_unet() -> None:
-    image, hashes = image_unet(), []
+    image, hashes = seeded_image_unet(), []
     for seed in (0, 1):
         torch.manual_seed(seed)
         hashes.append(fingerprint(VideoUNet.from_2d(image)))
@@ -225,12 +215,12 @@ def test_one_image_unet_gives_one_video_unet() -> None:
         torch.manual_seed(seed)
         assert torch.equal(after, torch.rand(1)), "inflating moved the caller's random numbers"
     assert hashes[0] == hashes[1]
-    half = VideoUNet.from_2d(image_unet().half())
+    half = VideoUNet.from_2d(seeded_image_unet().half())
     assert same(half.state_dict(), {k: v.half() for k, v in VideoUNet.from_2d(image).state_dict().items()})
 
 
 def test_a_networks_hash_is_of_tensors_and_settings() -> None:
-    image = image_unet()
+    image = seeded_image_unet()
     first_prev, first = (VideoUNet.from_2d(image, mode) for mode in ("first_prev", "first"))
     assert hash_tensors(first.state_dict()) == hash_tensors(first_prev.state_dict())
     with torch.no_grad():
@@ -248,7 +238,7 @@ def test_a_networks_hash_is_of_tensors_and_settings() -> None:
 def test_an_inflated_unet_has_the_catalogs_mode(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None
 ) -> None:
-    image_unet().save_pretrained(tmp_path / "sd")
+    seeded_image_unet().save_pretrained(tmp_path / "sd")
     pipeline = serve(family, tmp_path, monkeypatch, unet=tmp_path / "sd", mode=mode)
     assert pipeline.unets["smile"].config.attention_mode == (mode or "first_prev")
 
@@ -299,6 +289,6 @@ def test_weights_by_another_name_are_not_passed_over(
 
 def test_what_we_write_says_its_mode(family: Path, tmp_path: Path) -> None:
     for mode in MODES:
-        unet = VideoUNet.from_2d(image_unet(), mode)
+        unet = VideoUNet.from_2d(seeded_image_unet(), mode)
         unet.save_pretrained(tmp_path / mode)
         assert json.loads((tmp_path / mode / "config.json").read_text())["attention_mode"] == mode

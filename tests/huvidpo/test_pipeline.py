@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from family import SIZE, build_random_family
+from family import SIZE, build_random_family, image_unet
 from reference import needs_reference, reference
 from torch import Tensor
 
@@ -440,17 +440,7 @@ def test_image_unet_is_inflated_on_load(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `sd14` names as its video UNet is Stable Diffusion's image UNet."""
-    UNet2DConditionModel(
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=32,
-    ).save_pretrained(tmp_path / "sd/unet")
+    image_unet().save_pretrained(tmp_path / "sd/unet")
     toml = (family / "catalog/random.toml").read_text()
     (tmp_path / "random.toml").write_text(toml.replace(f"{family.as_posix()}/video", f"{tmp_path}/sd", 1))
     monkeypatch.setenv("HUVIDPO_CATALOG", str(tmp_path))

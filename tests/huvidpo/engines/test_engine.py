@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
-from huvidpo.engines.base import Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
+from huvidpo.engines.base import LIMITS, Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
 from huvidpo.engines.manifest import Manifest, Port, size_of, write_manifest
 from huvidpo.engines.networks import ROWS
 from huvidpo.engines.onnxruntime import onnxruntime
@@ -210,6 +211,19 @@ def test_wrong_engine_is_refused(unet: VideoUNet) -> None:
     for wrong in (torch.zeros_like, lambda x: torch.full_like(x, torch.nan)):
         with pytest.raises(EngineError, match="differs from torch"):
             compare(UNET, lambda x, *_, wrong=wrong: wrong(x), unet, CPU)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_an_engine_a_little_beyond_its_limit_is_refused(unet: VideoUNet, dtype: torch.dtype) -> None:
+    module = torch.nn.Module.to(unet, dtype)
+    for share, fine in ((0.5, True), (1.5, False)):
+        off = 1 + share * LIMITS[dtype]  # in float32: the engine's own rounding is none
+
+        def run(*inputs: Tensor, off: float = off) -> Tensor:
+            return off * module(*inputs).float()
+
+        with nullcontext() if fine else pytest.raises(EngineError, match="differs from torch"):
+            compare(UNET, run, module, CPU)
 
 
 def test_auto_falls_back_and_says_why(
