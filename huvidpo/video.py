@@ -1,6 +1,7 @@
 """The one place that encodes and decodes video. Frames are uint8 [F, H, W, 3] in RGB."""
 
 import io
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,22 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from huvidpo.errors import InvalidRequest
+from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.pictures import to_rgb
+from huvidpo.readers import Ffmpeg, Timeline, Webp, is_webp
 
 FORMATS = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}  # format -> media type
+GIF_FPS = 50  # the most: browsers play a frame of less than 20 ms as one of 100 ms
 MAX_FRAMES = 10_000  # of a decoded video, unless told otherwise
+Pick = Callable[[int, float], np.ndarray]
+"""(number of frames, their rate) -> the numbers of those wanted."""
 # mbtree off: x264 (core 165) on AVX-512 lets it read past each row of macroblocks, so that files of a width
 # that is not a multiple of 256 pixels depend on what the memory held before. At one crf that makes clips
 # larger by up to a half, and closer to the frames by up to 1 dB.
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
+
+# How the pixels are coded, said in the file: players guess otherwise, by the picture's height.
+BT709 = {"colorspace": 1, "color_primaries": 1, "color_trc": 1, "color_range": 1}
 
 
 def encode(frames: np.ndarray, fps: float, format: str = "mp4") -> bytes:
@@ -57,8 +66,11 @@ def _encode_mp4(frames: np.ndarray, fps: float) -> bytes:
         stream = container.add_stream("libx264", rate=rate, options=X264)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # clips are short; the cores belong to the model
+        for tag, value in BT709.items():
+            setattr(stream.codec_context, tag, value)
         for index, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -66,6 +78,10 @@ def _encode_mp4(frames: np.ndarray, fps: float) -> bytes:
 
 
 def _encode_animation(frames: np.ndarray, fps: float, format: str) -> bytes:
+    if format == "gif" and fps > GIF_FPS:  # in the same time, as much of it as GIF can show
+        count = max(1, round(len(frames) * GIF_FPS / fps))
+        frames = frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]
+        fps = GIF_FPS
     images = [Image.fromarray(frame) for frame in frames]
     target = io.BytesIO()
     unit = 10 if format == "gif" else 1  # milliseconds: GIF counts in hundredths of a second
@@ -84,60 +100,55 @@ def _encode_animation(frames: np.ndarray, fps: float, format: str) -> bytes:
 
 
 def decode(
-    source: bytes | str | Path, fps: float | None = None, max_frames: int = MAX_FRAMES
+    source: bytes | str | Path,
+    fps: float | None = None,
+    max_frames: int = MAX_FRAMES,
+    *,
+    pick: Pick | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """The frames of any video ffmpeg reads, upright, and their rate in frames per second.
+    """The frames of any video ffmpeg reads, or of an animated WebP, and their rate in frames per second.
 
     Frames are taken by time at a constant rate, `fps` or the video's mean rate: each is what the video showed
-    in the middle of its period, so a variable frame rate plays at its true speed. Decoding stops after
-    `max_frames`. Raises InvalidRequest for what is not a video (ffmpeg reads no animated WebP).
+    in the middle of its period, so a variable frame rate plays at its true speed. `pick`, given their number
+    (at most `max_frames`) and rate, says which of them are wanted: only those are kept, and what lies before
+    them is skipped where the file allows. `size` (height, width): each is cropped to that at once.
+
+    Frames come upright, in square pixels, transparent parts on white, and interlaced ones without combs. Of a
+    damaged video the frames before the damage are used, with a warning. Raises InvalidRequest for what is not
+    a video, and whatever `pick` raises.
     """
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    reader = Webp(source) if is_webp(source) else Ffmpeg(source)
+    timelines = reader.timelines()
+    while timeline := _translated(next, timelines, None):
+        rate = fps or timeline.rate
+        shown = timeline.shown_at(rate, max_frames)
+        chosen = shown if pick is None else shown[pick(len(shown), rate)]
+        kept = _translated(_collect, reader, timeline, set(chosen.tolist()), size)
+        if kept is not None:
+            return np.stack([kept[index] for index in chosen.tolist()]), rate
+    raise InvalidRequest("video: no frame of it can be decoded; re-encode it with ffmpeg", "video")
+
+
+def _collect(
+    reader: Ffmpeg | Webp, timeline: Timeline, wanted: set[int], size: tuple[int, int] | None
+) -> dict[int, np.ndarray] | None:
+    """The wanted frames by number; None where the file does not hold what `timeline` says."""
+    kept = {}
+    for index, image in reader.frames(timeline, wanted):
+        kept[index] = crop_to_aspect(image, *size) if size else image
+    return kept if kept.keys() == wanted else None
+
+
+def _translated(read: Callable[..., Any], *arguments: Any) -> Any:
+    """`read(*arguments)`, where what ffmpeg and Pillow raise at broken files becomes an InvalidRequest."""
     try:
-        with av.open(opened) as container:
-            if not container.streams.video:
-                raise InvalidRequest("video: the file has no video stream", "video")
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            return _resample(container, stream, fps, max_frames)
-    except (av.FFmpegError, OSError) as error:
-        raise InvalidRequest(f"video: cannot be read: {error}", "video") from error
-
-
-def _resample(container: Any, stream: Any, fps: float | None, max_frames: int) -> tuple[np.ndarray, float]:
-    mean_rate = float(stream.average_rate or stream.guessed_rate or 25)
-    rate = fps or mean_rate
-    images: list[np.ndarray] = []
-    start: float | None = None
-    shown = None  # the frame on screen
-
-    def show_until(time: float) -> None:
-        """Take what is on screen in the middle of each output period that ends up before `time`."""
-        if (len(images) + 0.5) / rate >= time:
-            return
-        image = _upright(shown)
-        while (len(images) + 0.5) / rate < time and len(images) < max_frames:
-            images.append(image)
-
-    for frame in container.decode(stream):
-        time = frame.time or 0.0
-        if start is None:
-            start = time
-        else:
-            show_until(time - start)
-        if len(images) >= max_frames:
-            break
-        shown = frame
-    if shown is None or start is None:
-        raise InvalidRequest("video: it holds no frames", "video")
-    length = float((shown.duration or 0) * shown.time_base) or 1 / mean_rate
-    show_until((shown.time or 0.0) - start + length)
-    return np.stack(images), rate
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """RGB pixels, turned as the container's display matrix says (degrees counter-clockwise)."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+        return read(*arguments)
+    except HuViDPOError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InvalidRequest(f"video: cannot be read: {reason}", "video") from error
 
 
 def crop_to_aspect(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -149,9 +160,9 @@ def crop_to_aspect(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def read_image(source: bytes | str | Path) -> np.ndarray:
-    """Any image Pillow reads, upright by its EXIF orientation, as uint8 [H, W, 3]. Raises InvalidRequest."""
+    """Any image Pillow reads as uint8 [H, W, 3], see `to_rgb`. Raises InvalidRequest."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, Image.DecompressionBombError, ValueError) as error:
+            return to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise whatever they like on broken files
         raise InvalidRequest(f"first_frame: not a readable image: {error}", "first_frame") from error

@@ -32,10 +32,11 @@ from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
 from huvidpo.files import hash_file
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.text import read_text
 from huvidpo.video import read_image
 from judging.thumbnails import contact_sheet, strip
 from preferences.clips import CAPTIONS_FILE, ClipEntry, read_clips, write_clips
-from training.data import VIDEO_SUFFIXES, read_captions, read_clip
+from training.data import VIDEO_SUFFIXES, is_hidden, read_captions, read_clip
 from training.recipes import ClipRecipe
 
 BATCH = 4  # clips made together; a clip does not depend on it
@@ -100,8 +101,8 @@ def default_prompts(model: Model, category: Category, count: int, seed: int) -> 
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line, empty lines left out. Raises InvalidRequest when there are none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, InvalidRequest) as error:
         raise InvalidRequest(f"prompts: {path} cannot be read: {error}", "prompts") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
@@ -122,7 +123,7 @@ def read_pictures(folder: Path) -> dict[str, np.ndarray]:
 
     Raises InvalidRequest for a folder without any and for a file that cannot be read.
     """
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in sorted(folder.iterdir()) if not is_hidden(path)] if folder.is_dir() else []
     pictures = {path.name: read_image(path) for path in files if path.suffix.lower() in PICTURE_SUFFIXES}
     for path in files:
         if path.name not in pictures and path.suffix.lower() in VIDEO_SUFFIXES:

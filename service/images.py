@@ -4,9 +4,10 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from huvidpo.errors import InvalidRequest
+from huvidpo.pictures import to_rgb
 from huvidpo.video import crop_to_aspect
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -25,7 +26,7 @@ def read_first_frame(data: bytes, height: int, width: int, max_pixels: int) -> b
                 raise _refuse(
                     f"{image.width} x {image.height} pixels, at most {max_pixels} pixels are allowed"
                 )
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = to_rgb(image)
     except InvalidRequest:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, far above ours

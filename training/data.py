@@ -12,6 +12,7 @@ Two kinds of folder are read:
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from huvidpo import video
-from huvidpo.errors import HuViDPOError
+from huvidpo.errors import HuViDPOError, InvalidRequest
 from huvidpo.files import hash_facts, hash_file, hash_tensors, whole_file
 from huvidpo.latents import to_latents
+from huvidpo.text import read_text
 from preferences.clips import CAPTIONS_FILE, read_clips
 from training.recipes import ClipRecipe, MotionRecipe
 
+logger = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".webp"]
+    [
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".dv",
+        ".flv",
+        ".gif",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+    ]
+    + [".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".webp", ".wmv", ".y4m"]
 )
 
 
@@ -118,16 +137,29 @@ def read_captions(folder: Path) -> list[tuple[Path, str]]:
 
 def _read_sidecars(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     pairs, problems = [], []
-    for path in sorted(folder.iterdir()):
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path)]
+    skipped = [path.name for path in files if path.suffix.lower() not in VIDEO_SUFFIXES | {".txt"}]
+    if skipped:
+        logger.warning("%s: left out, as no video's name ends so: %s", folder, ", ".join(skipped))
+    for path in files:
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             continue
         sidecar = path.with_suffix(".txt")
-        caption = sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else ""
+        try:
+            caption = read_text(sidecar).strip() if sidecar.is_file() else ""
+        except InvalidRequest as error:
+            problems.append(f"{path.name}: {error}")
+            continue
         if caption:
             pairs.append((path, caption))
         else:
             problems.append(f"{path.name}: {sidecar.name} is {'empty' if sidecar.is_file() else 'missing'}")
     return pairs, problems
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether it is no file of the user's: macOS puts a `._horse1.mp4` beside each on foreign disks."""
+    return path.name.startswith(".")
 
 
 def _wanted() -> str:
@@ -155,11 +187,13 @@ def read_clip(path: Path, recipe: ClipRecipe) -> np.ndarray:
     file.
     """
     try:
-        frames, fps = video.decode(path)
-        chosen = frames[pick_frames(len(frames), fps, recipe.frames, recipe.fps)]
+        return video.decode(
+            path,
+            pick=lambda count, fps: pick_frames(count, fps, recipe.frames, recipe.fps),
+            size=(recipe.height, recipe.width),
+        )[0]
     except (HuViDPOError, ValueError, OSError) as error:
         raise ClipsError(f"{path}: {error}") from error
-    return np.stack([video.crop_to_aspect(frame, recipe.height, recipe.width) for frame in chosen])
 
 
 # Latents
@@ -232,10 +266,24 @@ def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[st
 # Text
 
 
+def check_lengths(texts: Sequence[str], tokenizer: Any) -> None:
+    """Raise ClipsError naming the texts whose end the text encoder would not see."""
+    room = tokenizer.model_max_length
+    counts = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+    long = [f"{text[:60]!r}..., {n} tokens" for text, n in zip(texts, counts, strict=True) if n > room]
+    if long:
+        shown = "\n  ".join(long[:20])
+        raise ClipsError(f"captions longer than the {room} tokens that are read; shorten:\n  {shown}")
+
+
 @torch.no_grad()
 def embed_texts(texts: Iterable[str], tokenizer: Any, text_encoder: Any) -> dict[str, Tensor]:
-    """Text -> embedding [L, D] (last hidden state, as SD 1.x) of every text, and of the empty one."""
+    """Text -> embedding [L, D] (last hidden state, as SD 1.x) of every text, and of the empty one.
+
+    Raises ClipsError for a text beyond the text encoder's context, as sampling refuses such a prompt.
+    """
     unique = ["", *sorted(set(texts) - {""})]
+    check_lengths(unique, tokenizer)
     table: dict[str, Tensor] = {}
     for start in range(0, len(unique), 64):
         part = unique[start : start + 64]
@@ -243,7 +291,6 @@ def embed_texts(texts: Iterable[str], tokenizer: Any, text_encoder: Any) -> dict
             part,
             padding="max_length",
             max_length=tokenizer.model_max_length,
-            truncation=True,
             return_tensors="pt",
         )
         states = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state

@@ -53,7 +53,7 @@ from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import fingerprint
 from preferences.metrics import ssim
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
-from training.data import embed_texts, rows_for
+from training.data import check_lengths, embed_texts, rows_for
 from training.lineage import commit, write_network
 from training.loop import STOPPED, TrainingError, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
@@ -358,6 +358,9 @@ def picture_network(
 ) -> PictureNetwork:
     """The network with every text encoded, once."""
     pipe, device = pipeline.pipe, pipeline.pipe.unet.device
+
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+        check_lengths(captions, tokenizer)
 
     def encode(caption: str) -> Condition:
         hidden, _, pooled, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, device=device)
