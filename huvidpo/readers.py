@@ -120,19 +120,21 @@ class Ffmpeg:
         first, last = min(wanted), max(wanted)
         numbers = {stamp: number for number, stamp in enumerate(timeline.stamps)}
         for start in (first, 0) if first and numbers else (0,):
+            led = not start
             with self.open() as (container, stream):
                 if start:
                     container.seek(timeline.stamps[start], stream=stream)
                 for count, frame in enumerate(until_damage(container.decode(stream))):
                     number = numbers.get(frame.pts, -1) if numbers else count
-                    if start and not count and not 0 <= number <= start:
-                        break  # it led too far
+                    led = led or 0 <= number <= start
+                    if not led:
+                        break  # too far, or nowhere
                     if number in wanted:
                         yield number, pixels(frame, stream)
                     if number >= last:
-                        return
-                else:
-                    return
+                        break
+            if led:
+                return
 
 
 def timeline(stamped: list[tuple[int, int]], stream: Any) -> Timeline:

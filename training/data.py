@@ -34,24 +34,10 @@ from training.recipes import ClipRecipe, MotionRecipe
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".dv",
-        ".flv",
-        ".gif",
-        ".h264",
-        ".h265",
-        ".hevc",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-    ]
-    + [".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".webp", ".wmv", ".y4m"]
-)
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".asf", ".avi", ".dv", ".flv", ".gif", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".webp", ".wmv", ".y4m",
+})  # fmt: skip
 
 
 class ClipsError(HuViDPOError, ValueError):
@@ -250,9 +236,12 @@ def save_array(file: Path, array: np.ndarray) -> None:
 def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[str], str]:
     if recipe.flip:
         raise ClipsError(f"{folder} is a latent store, which cannot be mirrored: --set flip=false")
-    latents = np.load(folder / "latents.npy", mmap_mode="r")
-    text = (folder / "captions.json").read_text(encoding="utf-8")
-    captions = json.loads(text)
+    try:
+        latents = np.load(folder / "latents.npy", mmap_mode="r")
+        text = read_text(folder / "captions.json")
+        captions = json.loads(text)
+    except (OSError, ValueError, EOFError, RecursionError) as error:
+        raise ClipsError(f"{folder} is no latent store that can be read: {error}") from error
     if not isinstance(captions, list) or not all(isinstance(c, str) and c.strip() for c in captions):
         raise ClipsError(f"{folder / 'captions.json'}: want a list of texts that are not empty")
     if latents.ndim != 5 or latents.dtype != np.float16 or latents.shape[2] != recipe.frames:

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import io
 import json
 
@@ -97,6 +98,18 @@ def test_first_frame_is_cropped_to_the_models_size(format):
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "I;16"])
 def test_first_frame_of_any_colour_mode(mode):
     assert from_png(read_first_frame(image_file(mode=mode), 8, 8, 10_000)).shape == (8, 8, 3)
+
+
+def test_first_frames_of_16_bits_and_transparent_ones_are_what_a_viewer_shows():
+    def uploaded(pixels: np.ndarray) -> np.ndarray:
+        target = io.BytesIO()
+        Image.fromarray(pixels).save(target, "PNG")
+        return from_png(read_first_frame(base64.b64encode(target.getvalue()).decode(), 8, 8, 10_000))
+
+    assert (uploaded(np.full((8, 8), 0x4080, np.uint16)) == 0x40).all()
+    hidden = np.zeros((8, 8, 4), np.uint8)
+    hidden[..., 0] = 255
+    assert (uploaded(hidden) == 255).all()
 
 
 def test_png_round_trip():

@@ -15,6 +15,7 @@ from training.data import (
     load_clips,
     pick_frames,
     read_captions,
+    read_clip,
     rows_for,
     split_rows,
 )
@@ -114,6 +115,49 @@ def test_a_file_that_is_no_video_is_named(tmp_path, vae):
         load_clips(tmp_path, vae, RECIPE, tmp_path / "cache")
 
 
+CAPTION = "ein Pferd l\u00e4uft"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_captions_are_read_as_their_mark_says(tmp_path, encoding):
+    write_clip(tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_text(f"{CAPTION}\n", encoding=encoding)
+    assert read_captions(tmp_path) == [(tmp_path / "a.mp4", CAPTION)]
+
+
+def test_a_caption_in_another_encoding_is_named_with_its_remedy(tmp_path):
+    for name in ("a", "b"):
+        write_clip(tmp_path / f"{name}.mp4")
+        (tmp_path / f"{name}.txt").write_text(CAPTION, encoding="cp1252")
+    with pytest.raises(
+        ClipsError, match=r"a\.txt: is not UTF-8, by its byte 11: .*iconv (.|\n)*b\.txt: is not UTF-8"
+    ):
+        read_captions(tmp_path)
+
+
+def test_the_files_that_macos_leaves_are_no_clips(tmp_path):
+    write_clip(tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_text("a horse")
+    for name in ("._a.mp4", "._a.txt", ".hidden.mp4", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"\0\5\16\7")
+    assert read_captions(tmp_path) == [(tmp_path / "a.mp4", "a horse")]
+
+
+def test_what_is_no_video_by_its_name_is_said_to_be_left_out(tmp_path, caplog):
+    for name in ("a.mts", "b.mp4"):
+        write_clip(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("a horse")
+    (tmp_path / "c.braw").write_bytes(b"")
+    with caplog.at_level("WARNING", "training"):
+        assert [path.name for path, _ in read_captions(tmp_path)] == ["a.mts", "b.mp4"]
+    assert "left out, as no video's name ends so: c.braw" in caplog.text
+
+
+def test_our_own_webp_is_a_clip(tmp_path):
+    write_clip(tmp_path / "a.webp", frames=8, format="webp")
+    assert read_clip(tmp_path / "a.webp", RECIPE).shape == (4, 32, 32, 3)
+
+
 # Latents
 
 
@@ -189,6 +233,21 @@ def test_malformed_stores_are_refused(tmp_path, vae, changes, message):
         load_clips(write_store(tmp_path / "store", **changes), vae, STORE, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("latents.npy", b"nothing"),
+        ("latents.npy", b""),
+        ("captions.json", b"["),
+        ("captions.json", b"[\xe4]"),
+    ],
+)
+def test_damaged_stores_are_refused(tmp_path, vae, name, content):
+    (write_store(tmp_path / "store") / name).write_bytes(content)
+    with pytest.raises(ClipsError, match="no latent store"):
+        load_clips(tmp_path / "store", vae, STORE, tmp_path)
+
+
 def test_a_store_cannot_be_mirrored(tmp_path, vae):
     with pytest.raises(ClipsError, match="flip=false"):
         load_clips(write_store(tmp_path / "store"), vae, RECIPE, tmp_path)
@@ -227,3 +286,14 @@ def test_texts_are_embedded_as_the_encoder_does(family):
     tokens = tokenizer("rain", padding="max_length", max_length=48, return_tensors="pt")
     expected = encoder(tokens.input_ids).last_hidden_state[0]
     torch.testing.assert_close(table["rain"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_caption_beyond_the_context_is_refused(family):
+    """Two that differ after it had one embedding."""
+    parts = family / "first_frame"
+    tokenizer = CLIPTokenizer.from_pretrained(parts / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(parts / "text_encoder")
+    fits = " ".join(["horse"] * 46)  # 48 with the marks of start and end
+    assert fits in embed_texts([fits], tokenizer, encoder)
+    with pytest.raises(ClipsError, match=r"longer than the 48 tokens that are read; shorten:\n.*49 tokens"):
+        embed_texts(["a horse", f"{fits} runs"], tokenizer, encoder)
