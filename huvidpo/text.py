@@ -18,14 +18,16 @@ MARKS = (
 def read_text(path: Path) -> str:
     """A file's text, without its byte order mark: UTF-8, or what the mark says.
 
-    Raises InvalidRequest, naming the file and the remedy, for one in another encoding: nothing tells which.
+    Raises InvalidRequest, naming the file, the line and the remedy, for one in another encoding: nothing
+    tells which.
     """
     data = path.read_bytes()
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
         raise InvalidRequest(
-            f"{path.name}: is not {encoding.upper()}, by its byte {error.start}: save it as UTF-8, with "
-            f"`iconv -f WINDOWS-1252 -t UTF-8 {path.name}`, say"
+            f"{path.name} line {line}: not {encoding.upper()}, by its byte {error.start}: save the file as "
+            f"UTF-8, with `iconv -f WINDOWS-1252 -t UTF-8 {path.name}`, say"
         ) from error

@@ -6,7 +6,6 @@
 Only `video` and `caption` are needed: clips that people filmed have no seed.
 """
 
-import codecs
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from huvidpo.checks import STRICT, NotBlank, check, raises
-from huvidpo.errors import HuViDPOError
+from huvidpo.errors import HuViDPOError, InvalidRequest
 from huvidpo.files import write_text
+from huvidpo.text import read_text
 
 CAPTIONS_FILE = "captions.jsonl"
 
@@ -51,14 +51,15 @@ def read_clips(folder: Path) -> list[ClipEntry]:
     Raises ClipFolderError naming every malformed line, missing video and video named twice.
     """
     try:
-        text = (folder / CAPTIONS_FILE).read_bytes()
+        text = read_text(folder / CAPTIONS_FILE)
     except OSError as error:
         want = 'lines like {"video": "0001.mp4", "caption": "a horse runs"}'
         raise ClipFolderError(f"{folder} needs {CAPTIONS_FILE} with {want}: {error}") from error
+    except InvalidRequest as error:
+        raise ClipFolderError(f"{folder}: {error}") from error
     clips: dict[str, ClipEntry] = {}
     problems = []
-    lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")  # not splitlines: it splits at U+2028
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: it splits at U+2028
         if not line.strip():
             continue
         try:
@@ -79,7 +80,7 @@ def write_clips(folder: Path, clips: Sequence[ClipEntry]) -> None:
     write_text(folder / CAPTIONS_FILE, "".join(lines))
 
 
-def _parse(line: bytes, folder: Path) -> ClipEntry:
+def _parse(line: str, folder: Path) -> ClipEntry:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

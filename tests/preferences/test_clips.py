@@ -68,10 +68,27 @@ def test_files_of_windows_editors_are_read(tmp_path, start, end):
     ]
 
 
-@given(line=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@given(line=st.text(max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_a_line_of_anything_is_refused_by_number(line, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    (folder / "captions.jsonl").write_bytes(b"{}\n" + line.replace(b"\n", b""))
+    (folder / "captions.jsonl").write_bytes(("{}\n" + line.replace("\n", "")).encode())
     with pytest.raises(ClipFolderError, match="line 1: missing key 'video'"):
         read_clips(folder)
+
+
+@given(line=st.binary(min_size=1, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_bytes_of_anything_are_refused_by_number(line, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "captions.jsonl").write_bytes(b"{}\n" + line.replace(b"\n", b""))
+    with pytest.raises(ClipFolderError, match=r"line 1: missing key 'video'|line 2: not UTF-8"):
+        read_clips(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_marked_encodings(encoding, tmp_path):
+    (tmp_path / "1.mp4").touch()
+    line = json.dumps({"video": "1.mp4", "caption": "ein Pferd läuft\u2028weiter"}, ensure_ascii=False)
+    (tmp_path / "captions.jsonl").write_text(line + "\n", encoding=encoding)
+    assert [clip.caption for clip in read_clips(tmp_path)] == ["ein Pferd läuft\u2028weiter"]

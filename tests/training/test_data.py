@@ -130,7 +130,7 @@ def test_a_caption_in_another_encoding_is_named_with_its_remedy(tmp_path):
         write_clip(tmp_path / f"{name}.mp4")
         (tmp_path / f"{name}.txt").write_text(CAPTION, encoding="cp1252")
     with pytest.raises(
-        ClipsError, match=r"a\.txt: is not UTF-8, by its byte 11: .*iconv (.|\n)*b\.txt: is not UTF-8"
+        ClipsError, match=r"a\.txt line 1: not UTF-8, by its byte 11: .*iconv (.|\n)*b\.txt line 1: not UTF-8"
     ):
         read_captions(tmp_path)
 
