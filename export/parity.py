@@ -18,6 +18,7 @@ from torch import Tensor
 from export.to_onnx import ONNX_FILE
 from huvidpo.engines.networks import Network, Span
 from huvidpo.errors import EngineError
+from huvidpo.files import write_text
 
 LIMITS = {"float32": 1e-4, "float16": 5e-3}
 """largest `error` per precision; ONNX Runtime has no bfloat16 kernels on a CPU"""
@@ -136,4 +137,4 @@ def table(results: Sequence[Result]) -> str:
 def write_report(path: Path, results: Sequence[Result]) -> None:
     """The results as JSON."""
     rows = [dataclasses.asdict(result) | {"passed": result.passed} for result in results]
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(rows, indent=1) + "\n")

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.files import write_bytes
 from huvidpo.video import FORMATS, encode, read_image
 
 console = Console(stderr=True)
@@ -159,7 +160,7 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     )
     clip = _timed("video", lambda on_step: video([request], [first_frame], on_step)[0], request.options.steps)
     data = _timed("encode", lambda: encode(clip, request.options.fps, format))
-    out.write_bytes(data)
+    write_bytes(out, data)
     print(f"{out}: {len(data)} bytes, {request.options.frames} frames at {request.options.fps} per second")
 
 

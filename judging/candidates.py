@@ -30,7 +30,7 @@ from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
-from huvidpo.files import hash_file
+from huvidpo.files import hash_file, write_bytes
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.text import read_text
 from huvidpo.video import read_image
@@ -198,7 +198,7 @@ def make(
             real = dataclasses.replace(entry, video=name, seed=None, model="", lineage=origin)
             shown.append((real, filmed[str(p.picture)]))
         for entry, frames in shown:
-            (out / entry.video).write_bytes(video.encode(frames, model.defaults.fps))
+            write_bytes(out / entry.video, video.encode(frames, model.defaults.fps))
             entries.append(entry)
             strips.append(strip(frames, height=96))
     labels = [

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
 from huvidpo.errors import HuViDPOError, InvalidRequest
-from huvidpo.files import write_text
+from huvidpo.files import write_bytes, write_text
 from huvidpo.pipeline import full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import Judge, clip_folder, embed_caption, embed_frames, load_judge
@@ -111,7 +111,7 @@ class Saver:
 
     def add(self, category: str, frames: np.ndarray, caption: str) -> None:
         name = f"{len(self.entries):04d}.mp4"
-        (self.folder / name).write_bytes(video.encode(frames, self.model.defaults.fps))
+        write_bytes(self.folder / name, video.encode(frames, self.model.defaults.fps))
         self.entries.append(ClipEntry(video=name, caption=caption, category=category, model=self.model.name))
         write_clips(self.folder, self.entries)
 

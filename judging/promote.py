@@ -8,15 +8,15 @@
 Both make a clip from each of `--count` held-out prompts and seeds, from the same first frame and noise. The
 judge is the stated rule of `judging.judge` (simulated: no person), or people: after a run, `python -m
 service.rating --clips RUN` asks them which of each two is better, and the same command with `--people` goes
-by their answers. Accepted, and exit 0, if the 95 % interval of the win rate lies above 50 % and motion is at
-least 90 % of the old; otherwise refused, with the reasons, and exit 1. RUN keeps the clips, `sheet.png` (old
-above new) and `promotion.json`. `--accept` copies accepted weights to the model's categories.
+by their answers. Accepted, and exit 0, if the 95 % interval of the win rate, clustered by prompt, lies above
+50 % and motion is at least 90 % of the old; otherwise refused, with the reasons, and exit 4. RUN keeps the
+clips, `sheet.png` (old above new) and the verdict, `promotion.json`. `--accept` copies accepted weights to
+the model's categories, with their card; whatever goes wrong, those that are there stay.
 """
 
 import argparse
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
-from huvidpo.files import hash_file, whole_file, write_text
+from huvidpo.files import hash_file, write_bytes, write_text
 from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
@@ -40,12 +40,14 @@ from judging.thumbnails import contact_sheet, strip
 from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
 from preferences.records import RATINGS_FILE, Comparison, Opinion, read_records
-from training.lineage import card_path, commit, write_card
+from training.lineage import card_path, commit, place
 
 COUNT = 40  # pairs: 27 wins of 40 put the interval above one half
 LEAST_MOTION = 0.9  # of the old weights' motion
 SIDES = ("candidate", "against")
 REPORT = "promotion.json"
+REFUSED = 4
+"""Exit status of a verdict against the candidate: not that of a mistake (2) or a crash (1)."""
 SIMULATED = "simulated (judging.judge)"
 
 
@@ -53,6 +55,8 @@ SIMULATED = "simulated (judging.judge)"
 class Pair:
     """One prompt and seed: what the judge and the flow say of both clips."""
 
+    prompt: str
+    """Without the style."""
     caption: str
     seed: int
     margin: float
@@ -76,13 +80,15 @@ class Decision:
 
 def decide(pairs: Sequence[Pair]) -> Decision:
     """The gate. Raises EvaluationError for no pairs."""
-    wins = win_rate([pair.margin for pair in pairs])
-    ratio = ratio_of_means([p.motion_candidate for p in pairs], [p.motion_against for p in pairs])
+    prompts = [pair.prompt for pair in pairs]
+    wins = win_rate([pair.margin for pair in pairs], prompts=prompts)
+    motions = [p.motion_candidate for p in pairs], [p.motion_against for p in pairs]
+    ratio = ratio_of_means(*motions, prompts=prompts)
     reasons = []
     if wins.low <= 0.5:
         reasons.append(
-            f"it wins {wins.mean:.0%} of {len(pairs)} pairs (interval {wins.low:.0%} to {wins.high:.0%}), "
-            "which must lie above 50 %"
+            f"it wins {wins.mean:.0%} of {len(pairs)} pairs of {len(set(prompts))} prompts (interval "
+            f"{wins.low:.0%} to {wins.high:.0%}), which must lie above 50 %"
         )
     if ratio.mean < LEAST_MOTION:
         reasons.append(f"motion falls to {ratio.mean:.0%} of the old; at least {LEAST_MOTION:.0%} must stay")
@@ -135,7 +141,7 @@ def save_clips(
                 model=model.name,
                 lineage={"side": side, "sha256": sha256_of(weights[side])},
             )
-            (folder / entry.video).write_bytes(video.encode(clip, request.options.fps))
+            write_bytes(folder / entry.video, video.encode(clip, request.options.fps))
             entries.append(entry)
     write_clips(folder, entries)
     both = zip(clips["against"], clips["candidate"], strict=True)
@@ -187,7 +193,7 @@ def judge_simulated(
         caption = full_prompt(request, catalog)
         new, old = flow(ours), flow(theirs)
         margin = score_clip(ours, caption, judge, new) - score_clip(theirs, caption, judge, old)
-        pairs.append(Pair(caption, request.seed, margin, new.motion, old.motion))
+        pairs.append(Pair(request.prompt, caption, request.seed, margin, new.motion, old.motion))
     return pairs
 
 
@@ -204,7 +210,8 @@ def judge_by_people(
         answers = [_margin(record, ours.video, hashes) for record in records if _is_about(record, hashes)]
         if answers:
             motions = [flow(video.decode(folder / entry.video)[0]).motion for entry in (ours, theirs)]
-            pairs.append(Pair(ours.caption, ours.seed or 0, float(np.mean(answers)), *motions))
+            margin = float(np.mean(answers))
+            pairs.append(Pair(ours.prompt, ours.caption, ours.seed or 0, margin, *motions))
     if not pairs:
         raise EvaluationError(
             f"{folder / RATINGS_FILE} compares none of these clips: python -m service.rating --clips {folder}"
@@ -240,6 +247,7 @@ def report(decision: Decision, pairs: Sequence[Pair], facts: Mapping[str, Any]) 
             "against": float(np.mean([p.motion_against for p in pairs])),
         },
         "pairs": len(pairs),
+        "prompts": len({pair.prompt for pair in pairs}),
         **facts,
     }
 
@@ -250,8 +258,8 @@ def to_text(found: Mapping[str, Any]) -> str:
     lines = [
         "| metric | value | 95 % interval | wanted |",
         "| --- | ---: | ---: | ---: |",
-        f"| wins of {found['pairs']} pairs | {wins['mean']:.1%} | {wins['low']:.1%} to {wins['high']:.1%} "
-        "| interval above 50 % |",
+        f"| wins of {found['pairs']} pairs, {found['prompts']} prompts | {wins['mean']:.1%} "
+        f"| {wins['low']:.1%} to {wins['high']:.1%} | interval above 50 % |",
         f"| motion, new by old | {ratio['mean']:.2f} | {ratio['low']:.2f} to {ratio['high']:.2f} "
         f"| {LEAST_MOTION} or more |",
         f"| motion, px/frame | {moved['candidate']:.2f} (old {moved['against']:.2f}) | | |",
@@ -263,12 +271,10 @@ def to_text(found: Mapping[str, Any]) -> str:
 
 
 def ship(candidate: Path, target: Path, found: Mapping[str, Any]) -> None:
-    """Copy accepted weights to `target`, whole or not at all, and write their card beside them."""
+    """Copy accepted weights to `target`, with the metrics of their card and the verdict in their new card."""
     earlier = card_path(candidate)
     metrics = json.loads(earlier.read_text(encoding="utf-8"))["metrics"] if earlier.is_file() else {}
-    with whole_file(target) as part:
-        shutil.copyfile(candidate, part)
-    write_card(target, {**metrics, "promotion": dict(found)})
+    place(candidate, target, {**metrics, "promotion": dict(found)})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -294,6 +300,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise InvalidRequest(f"count: got {args.count}, expected 1 or more", "count")
     folder = args.run or Path("runs") / "promote" / f"{model.name}-{category.name}"
+    (folder / REPORT).unlink(missing_ok=True)  # an earlier verdict must not be taken for this one's
 
     if args.people:
         records = read_records(folder / RATINGS_FILE)
@@ -321,7 +328,7 @@ def _main(args: argparse.Namespace) -> int:
         target = args.out / category.weights if args.out else shipped
         ship(args.candidate, target, found)
         print(f"shipped: {target}")
-    return 0 if decision.accepted else 1
+    return 0 if decision.accepted else REFUSED
 
 
 def _simulated(

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.errors import HuViDPOError
-from huvidpo.files import hash_file
+from huvidpo.files import hash_file, write_text
 from judging.report import report
 from preferences.clips import ClipEntry, read_clips
 from preferences.pairs import HOLDOUT, TIE, scores_by_clip
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(args: argparse.Namespace) -> str:
     out = args.out or args.clips / "report.html"
     page, summary = report(args.clips, args.ratings, tie=args.tie, holdout=args.holdout, seed=args.seed)
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return f"{summary}\n{out}"
 
 

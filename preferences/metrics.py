@@ -7,6 +7,7 @@ scikit-image imports it when called: the service does without.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -188,38 +189,61 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
     return Estimate(float(sample.mean()), float(low), float(high))
 
 
-def win_rate(margins: Sequence[float], tie: float = 0.0) -> Estimate:
+def win_rate(margins: Sequence[float], tie: float = 0.0, prompts: Sequence[str] = ()) -> Estimate:
     """The share of pairs that are won, 0..1, with Wilson's score interval; a tie counts half.
 
     `margins`: score of ours less that of the other, one per pair; within `tie` of 0 is a tie. Wilson's
-    interval, unlike the bootstrap's, keeps its width when every pair is won. EvaluationError for no pairs.
+    interval, unlike the bootstrap's, keeps its width when every pair is won. `prompts`: of the pairs; those
+    of one prompt are no independent trials, so the interval is then the wider of the bootstrap's over prompts
+    and Wilson's of as many trials as there are prompts. EvaluationError for no pairs.
     """
     if not len(margins):
         raise EvaluationError("no pairs came, at least one is needed")
     margin = np.asarray(margins, float)
-    share = float(np.where(np.abs(margin) <= tie, 0.5, margin > 0).mean())
-    count, z = len(margin), 1.959964
+    won = np.where(np.abs(margin) <= tie, 0.5, margin > 0)
+    share, trials = float(won.mean()), len(set(prompts)) or len(won)
+    low, high = _wilson(share, trials)
+    if trials < len(won):
+        means = _resampled(won[:, None], prompts, 0)[:, 0]
+        low, high = min(low, float(np.quantile(means, 0.025))), max(high, float(np.quantile(means, 0.975)))
+    return Estimate(share, low, high)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    z = 1.959964
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     # at the ends the bounds meet the share, but for rounding
-    return Estimate(
-        share, max(0.0, min(share, float(middle - half))), min(1.0, max(share, float(middle + half)))
-    )
+    return max(0.0, min(share, float(middle - half))), min(1.0, max(share, float(middle + half)))
 
 
-def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Estimate:
-    """Mean of `ours` by the mean of `theirs`, with a percentile bootstrap interval over the pairs.
+def ratio_of_means(
+    ours: Sequence[float], theirs: Sequence[float], seed: int = 0, prompts: Sequence[str] = ()
+) -> Estimate:
+    """Mean of `ours` by the mean of `theirs`, with a percentile bootstrap interval over the pairs, or over
+    their `prompts` where these are given.
 
     Both hold one value, 0 or more, per pair. Nothing by nothing is 1. EvaluationError for no pairs.
     """
     if not len(ours):
         raise EvaluationError("no pairs came, at least one is needed")
     pairs = np.stack([np.asarray(ours, float), np.asarray(theirs, float)], axis=1)
-    rows = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    low, high = np.quantile(
-        [_ratio(*means) for means in pairs[rows].mean(1)], [0.025, 0.975], method="nearest"
-    )
+    means = _resampled(pairs, prompts, seed)
+    low, high = np.quantile([_ratio(*both) for both in means], [0.025, 0.975], method="nearest")
     return Estimate(_ratio(*pairs.mean(0)), float(low), float(high))
+
+
+def _resampled(values: np.ndarray, prompts: Sequence[str], seed: int) -> np.ndarray:
+    """Means [RESAMPLES, K] of `values` [pairs, K] over prompts drawn with replacement, each with all its
+    pairs; over pairs where no `prompts` are given.
+    """
+    names: Sequence[Any] = prompts or range(len(values))
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    group = [place[name] for name in names]
+    sums, counts = np.zeros((len(place), values.shape[1])), np.bincount(group)
+    np.add.at(sums, group, values)
+    rows = np.random.default_rng(seed).integers(len(place), size=(RESAMPLES, len(place)))
+    return sums[rows].sum(1) / counts[rows].sum(1)[:, None]
 
 
 def _ratio(a: float, b: float) -> float:

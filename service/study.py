@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import write_text
 from preferences.clips import CAPTIONS_FILE, ClipEntry, ClipFolderError, read_clips
 from preferences.records import CRITERIA, RATINGS_FILE, Opinion, PreferencesError, Rating, read_records
 from service.http import App
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command == "serve":
             serve(study(args.methods), args.host, args.port)
         else:
-            args.out.write_text(table(_records(args.methods)), encoding="utf-8")
+            write_text(args.out, table(_records(args.methods)))
             print(args.out)
     except HuViDPOError as error:
         print(f"service.study: {error}", file=sys.stderr)

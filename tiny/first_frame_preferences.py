@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.files import hash_file, write_text
+from huvidpo.files import hash_file, whole_folder, write_text
 from huvidpo.loading import load_part
 from huvidpo.pipeline import FirstFramePipeline, full_prompt
 from judging.judge import Judge, embed_caption, embed_frames, load_judge
@@ -126,7 +126,9 @@ def main() -> int:
     write_text(FOLDER / "promotion.json", json.dumps(verdict, indent=2) + "\n")
     print(json.dumps(verdict, indent=2))
     if verdict["accepted"]:
-        shutil.copytree(full, UNET, dirs_exist_ok=True)
+        with whole_folder(UNET) as part:
+            shutil.copytree(full, part, dirs_exist_ok=True)
+            shutil.rmtree(UNET)
     return 0
 
 

@@ -13,7 +13,7 @@ runs/tiny/preferences/<category>, the verdict in `gate/promotion.json`.
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from huvidpo import video
+from huvidpo.files import write_bytes
+from judging.promote import REFUSED, REPORT
 from preferences.clips import CAPTIONS_FILE, ClipEntry, write_clips
 from tiny.common import FAMILY, RUNS, STAGE1
 from tiny.evaluate import request_for
 from tiny.world import CATEGORIES, FRAMES, STYLES, caption, random_scene, render
-from training.lineage import write_card
+from training.lineage import place
 
 MODULE = [sys.executable, "-m"]
 LOOPS = RUNS / "preferences"
 FILMED, SEED = 8, 1000
-REFUSED = 1  # exit status of judging.promote
 
 
 def commands(category: str) -> dict[Path, list[str]]:
@@ -68,7 +69,7 @@ def film(category: str) -> None:
         scene = random_scene(rng, category, STYLES[i % len(STYLES)])
         request = request_for(scene, SEED)
         name = f"{i:04d}.mp4"
-        (folder / name).write_bytes(video.encode(render(scene, FRAMES), request.options.fps))
+        write_bytes(folder / name, video.encode(render(scene, FRAMES), request.options.fps))
         entries.append(
             ClipEntry(
                 video=name,
@@ -96,12 +97,11 @@ def promote(category: str) -> bool:
     command = ["judging.promote", "--model", "tiny", "--category", category, "--accept"]
     command += ["--candidate", str(folder / "merged.safetensors"), "--against", str(stage1)]
     command += ["--rated", str(folder / "candidates")]
-    accepted = run([*command, "--run", str(folder / "gate")], category, allowed=(0, REFUSED)) == 0
+    run([*command, "--run", str(folder / "gate")], category, allowed=(0, REFUSED))
+    accepted = json.loads((folder / "gate" / REPORT).read_text(encoding="utf-8"))["accepted"]
     if not accepted:
-        shipped = FAMILY / "categories" / stage1.name
-        shutil.copy(stage1, shipped)
-        write_card(shipped, {})
-    return accepted
+        place(stage1, FAMILY / "categories" / stage1.name, {})
+    return bool(accepted)
 
 
 def run(command: list[str], category: str, allowed: tuple[int, ...] = (0,)) -> int:

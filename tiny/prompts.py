@@ -7,6 +7,7 @@ draws what the world itself draws with that seed, rare wordings of a caption las
 import numpy as np
 
 from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.files import write_text
 from judging.methods import SEED
 from tiny import world
 
@@ -32,4 +33,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
+    write_text(FILE, text())

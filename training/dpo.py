@@ -46,7 +46,7 @@ from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import load_tensors, save_tensors, with_weights
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
-from huvidpo.files import hash_tensors
+from huvidpo.files import hash_tensors, write_bytes
 from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -255,7 +255,7 @@ class VideoNetwork:
 
     def write(self, samples: list[np.ndarray], folder: Path, step: int) -> None:
         clip = np.concatenate(samples, axis=2)  # side by side
-        (folder / f"step_{step:06d}.mp4").write_bytes(video.encode(clip, self.sampling.fps))
+        write_bytes(folder / f"step_{step:06d}.mp4", video.encode(clip, self.sampling.fps))
 
 
 @dataclass(frozen=True)
@@ -400,6 +400,8 @@ def run(
     add_adapter(unet, recipe)
     unet.train()
     provenance |= {"clips": task.rated.clips, "ratings": task.rated.ratings}
+    if accelerator.is_main_process:
+        print(said_of(task.rated, recipe.steps), flush=True)
     monitors = Monitors(folder, recipe)
     trained = train(
         unet,
@@ -421,12 +423,23 @@ def run(
         step, weights = monitors.best_weights(trained.step)
     made = {
         "steps": str(step),
+        "pairs": str(len(task.rated.train)),
+        "held_out_pairs": str(len(task.rated.held_out)),
         "commit": commit(),
         "recipe": json.dumps(dataclasses.asdict(recipe)),
         "lora_rank": str(recipe.lora_rank),
         "lora_alpha": str(recipe.lora_alpha),
     }
     return adapter_tensors(weights), provenance | made
+
+
+def said_of(rated: Rated, steps: int) -> str:
+    """How little or much there is to learn from, whatever the number of steps."""
+    train, held_out = len(rated.train), len(rated.held_out)
+    return (
+        f"{train} training pair{'s' * (train != 1)} of {len(rated.train_rows)} samples, {steps} steps; held out: "
+        f"{held_out} pair{'s' * (held_out != 1)} of {len(rated.held_out_rows)} samples"
+    )
 
 
 def with_steps(recipe: DPORecipe, units: int, processes: int) -> DPORecipe:
@@ -471,9 +484,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
     model = catalog.model(args.model)
-    steps = [f"steps={args.steps}", "passes=0"] if args.steps is not None else []
     stage: Stage = "dpo" if args.category or args.stage1 else "dpo_image"
-    recipe = override(recipe_of(model, stage, args.recipe), args.set + steps)
+    recipe = override(recipe_of(model, stage, args.recipe), set_fields(args.set, args.steps))
     _check(args, recipe)
     category = catalog.category(args.category) if args.category else None
     folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name if category else 'first_frame'}"
@@ -486,6 +498,23 @@ def _main(args: argparse.Namespace) -> int:
         if args.full:
             write_full(args.full, model, *made)
     return 0
+
+
+def set_fields(assignments: list[str], steps: int | None) -> list[str]:
+    """What `--set` and `--steps` change: whoever says the steps does not want those that passes make.
+
+    Raises TrainingError where both are said, or the steps twice: one of them would count for nothing.
+    """
+    said = [text.partition("=")[0] for text in assignments]
+    if steps is not None:
+        assignments, said = [*assignments, f"steps={steps}"], [*said, "steps"]
+    if said.count("steps") > 1 or ("steps" in said and any(_is_pass(text) for text in assignments)):
+        raise TrainingError(f"steps are said by {', '.join(assignments)}: give the steps or the passes, once")
+    return [*assignments, "passes=0"] if "steps" in said else assignments
+
+
+def _is_pass(assignment: str) -> bool:
+    return assignment.startswith("passes=") and assignment != "passes=0"
 
 
 def _check(args: argparse.Namespace, recipe: DPORecipe) -> None:

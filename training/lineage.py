@@ -11,15 +11,25 @@ import torch
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import read_metadata
-from huvidpo.files import hash_file, whole_folder, write_text
+from huvidpo.files import hash_file, whole_file, whole_folder, write_text
+
+
+CODE = ("*.py", "*.toml", "requirements/*.txt")  # what a run follows from; data and weights have own hashes
 
 
 def commit() -> str:
-    """The project's git commit, `-dirty` when files differ from it; `unknown` outside a checkout."""
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    command = ["git", "-C", str(PROJECT_ROOT), *describe]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The project's git commit, `-dirty` when its code differs from it; `unknown` outside a checkout.
+
+    Weights and documents do not count: what ships is rewritten by the very runs that ask.
+    """
+    head = _git("rev-parse", "HEAD")
+    changed = head and _git("status", "--porcelain", "--", *CODE)
+    return f"{head}-dirty" if changed else head or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def carried_on(earlier: Mapping[str, str], stage: str) -> dict[str, str]:
@@ -37,12 +47,24 @@ def write_card(file: Path, metrics: Mapping[str, Any] | None = None) -> Path:
 
     Recipes, JSON texts in the metadata, are spelt out. Returns the card's path; an older card is replaced.
     """
-    lineage = {key: _spelt_out(key, value) for key, value in sorted(read_metadata(file).items())}
-    facts = {"file": file.name, "sha256": hash_file(file), "bytes": file.stat().st_size}
     card = card_path(file)
-    text = json.dumps({**facts, "lineage": lineage, "metrics": dict(metrics or {})}, indent=1)
-    write_text(card, text + "\n")
+    write_text(card, _card(file, file.name, metrics or {}))
     return card
+
+
+def place(weights: Path, target: Path, metrics: Mapping[str, Any]) -> None:
+    """Copy a safetensors file to `target` and write its card beside it. When anything fails, what was there
+    stays, both files of it.
+    """
+    with whole_file(target) as part, whole_file(card_path(target)) as card:
+        shutil.copyfile(weights, part)
+        card.write_text(_card(part, target.name, metrics), encoding="utf-8")
+
+
+def _card(file: Path, name: str, metrics: Mapping[str, Any]) -> str:
+    lineage = {key: _spelt_out(key, value) for key, value in sorted(read_metadata(file).items())}
+    facts = {"file": name, "sha256": hash_file(file), "bytes": file.stat().st_size}
+    return json.dumps({**facts, "lineage": lineage, "metrics": dict(metrics)}, indent=1) + "\n"
 
 
 def write_network(folder: Path, network: Any, provenance: Mapping[str, str]) -> None:

@@ -38,7 +38,7 @@ MOST_SKIPS = 20
 """Times in a row that a step may overflow in fp16. Each halves the loss scale; GradScaler starts at 2**16."""
 HEADLINES = 13  # metrics of an evaluation that are printed, the first ones; TensorBoard has all
 # Fields that may differ between a run and its continuation: they change nothing about a single step.
-FREE_FIELDS = frozenset({"steps", "save_every", "sample_every", "log_every", "sample_steps"})
+FREE_FIELDS = frozenset({"steps", "passes", "save_every", "sample_every", "log_every", "sample_steps"})
 
 
 class TrainingError(HuViDPOError):
@@ -201,7 +201,8 @@ def train_step(
     if state.ema:
         _average(state, recipe)
     state.step += 1
-    return {**metrics, "lr": lr} | ({"skipped": float(skipped)} if accelerator.scaler is not None else {})
+    metrics = _mean(metrics, accelerator) | {"lr": lr}
+    return metrics | ({"skipped": float(skipped)} if accelerator.scaler is not None else {})
 
 
 def _draws(step: int, accumulation: int, accelerator: Accelerator) -> list[int]:
@@ -239,7 +240,7 @@ def _backward(
     accumulation: int,
 ) -> dict[str, float]:
     """Add the gradient of batch `draw`, its share of the step; returns the loss of all processes and the
-    task's metrics of this one.
+    task's metrics of this one, which `train_step` gathers.
     """
     seed = _seed(recipe.seed, draw)
     torch.manual_seed(seed)  # dropout
@@ -373,6 +374,14 @@ def _any(flag: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
+
+
+def _mean(metrics: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """`metrics` over all processes, each of which has the same ones."""
+    if accelerator.num_processes == 1:
+        return metrics
+    values = torch.tensor([metrics[name] for name in sorted(metrics)], device=accelerator.device)
+    return dict(zip(sorted(metrics), accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
 def _average(state: State, recipe: Recipe) -> None:

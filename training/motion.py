@@ -18,11 +18,12 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -32,6 +33,7 @@ from huvidpo.catalog import Catalog, Component, Model, load_catalog
 from huvidpo.checkpoint import save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import write_bytes
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
@@ -42,6 +44,7 @@ from training.loop import STOPPED, Trained, TrainingError, select_trainable, tra
 from training.losses import add_noise, motion_loss, prediction_target
 from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override, recipe_of
 
+PATIENCE = timedelta(days=7)  # longer than any work that one process does for all
 EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
 
 
@@ -97,7 +100,7 @@ class MotionTask:
         captions = [self.clips.captions[row[0]]]
         (clip,) = sample_clips(self.pipeline, self._latents(row)[:, :, 0], captions, self.texts, options)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"step_{step:06d}.mp4").write_bytes(video.encode(clip, options.fps))
+        write_bytes(folder / f"step_{step:06d}.mp4", video.encode(clip, options.fps))
 
     def _rows(self, draw: int) -> np.ndarray:
         return rows_for(self.clips.train_rows, draw, self.recipe.batch_size, self.recipe.seed)
@@ -169,10 +172,14 @@ def run(
 
 
 def start_accelerate(recipe: Recipe) -> Accelerator:
-    """Raises TrainingError for fp16 without a GPU."""
+    """Of several processes, those that wait while the main one encodes, inverts or evaluates wait for as long
+    as it takes: torch would end them after 10 minutes (NCCL) or 30 (gloo). A process that dies is noticed by
+    the launcher, not by the others' impatience. Raises TrainingError for fp16 without a GPU.
+    """
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision fp16 needs a GPU; on a CPU use --set precision=bf16 (or fp32)")
-    return Accelerator(mixed_precision="no" if recipe.precision == "fp32" else recipe.precision)
+    precision = "no" if recipe.precision == "fp32" else recipe.precision
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 def build_task(

@@ -9,7 +9,8 @@ from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, save_tensors
 from huvidpo.files import hash_file
-from judging.promote import Pair, decide, main
+from judging import promote
+from judging.promote import REFUSED, Pair, decide, main
 from preferences.clips import read_clips
 from preferences.metrics import EvaluationError
 from preferences.records import Comparison, append
@@ -37,20 +38,50 @@ def arguments(candidate: Path, against: Path, run: Path, *more: str) -> list[str
     return [*(str(part) for pair in given.items() for part in pair), *more]
 
 
-def pair(margin: float, motion: float = 1.0) -> Pair:
-    return Pair("a horse", 0, margin, motion, 1.0)
+def pairs(margins: list[float], motion: float = 1.0, prompts: int = 20) -> list[Pair]:
+    return [
+        Pair(f"horse {i % prompts}", "a horse", i, margin, motion, 1.0) for i, margin in enumerate(margins)
+    ]
 
 
 def test_the_gate_wants_wins_beyond_chance_and_motion():
-    accepted = decide([pair(1)] * 15 + [pair(-1)] * 5)
+    accepted = decide(pairs([1] * 15 + [-1] * 5))
     assert accepted.accepted
     assert accepted.win_rate.mean == 0.75
-    (reason,) = decide([pair(1)] * 12 + [pair(-1)] * 8).reasons
-    assert reason == "it wins 60% of 20 pairs (interval 39% to 78%), which must lie above 50 %"
-    (reason,) = decide([pair(1, 0.85)] * 20).reasons
+    (reason,) = decide(pairs([1] * 12 + [-1] * 8)).reasons
+    assert reason == "it wins 60% of 20 pairs of 20 prompts (interval 39% to 78%), which must lie above 50 %"
+    (reason,) = decide(pairs([1] * 20, 0.85)).reasons
     assert reason == "motion falls to 85% of the old; at least 90% must stay"
-    assert decide([pair(1, 0.91)] * 20).accepted
-    assert len(decide([pair(0, 0.0)] * 20).reasons) == 2  # identical clips win half
+    assert decide(pairs([1] * 20, 0.91)).accepted
+    assert len(decide(pairs([0] * 20, 0.0)).reasons) == 2  # identical clips win half
+
+
+def test_many_seeds_of_few_prompts_are_no_proof():
+    """30 of 40 pairs, once of 40 prompts and once of four, of which it wins three: one more is chance."""
+    assert decide(pairs([1] * 30 + [-1] * 10, prompts=40)).accepted
+    of_four = decide(pairs([-1 if i % 4 == 0 else 1 for i in range(40)], prompts=4))
+    assert of_four.win_rate.mean == 0.75
+    assert not of_four.accepted
+    assert "75% of 40 pairs of 4 prompts" in of_four.reasons[0]
+
+
+def test_what_goes_wrong_in_the_gate_leaves_what_ships(quick_family, tmp_path, monkeypatch):
+    """Whatever raises after the verdict: old weights and old card stay, and no verdict of before is left."""
+    old = quick_family / "categories" / "horse.safetensors"
+    shipped = tmp_path / "categories" / "horse.safetensors"
+    promote.ship(old, shipped, {"accepted": True})
+    before = {path.name: path.read_bytes() for path in shipped.parent.iterdir()}
+    assert len(before) == 2
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "promotion.json").write_text('{"accepted": true}')
+    monkeypatch.setattr(promote, "_simulated", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(arguments(old, old, run, "--accept"))
+    assert not (run / "promotion.json").exists()
+    with pytest.raises(TypeError):  # its card cannot be written
+        promote.ship(old, shipped, {"no JSON": {1, 2}})
+    assert {path.name: path.read_bytes() for path in shipped.parent.iterdir()} == before
 
 
 @pytest.mark.skipif(not (SHIPPED / "video" / "unet").is_dir(), reason="models/tiny is not there yet")
@@ -77,7 +108,7 @@ def test_an_adapter_trained_to_freeze_the_clip_is_refused(tmp_path, monkeypatch,
 
     run = tmp_path / "run"  # against the base: the categories' folder is empty
     given = ["--category", "horse", "--candidate", str(frozen), "--run", str(run), "--count", "3", "--accept"]
-    assert main(given) == 1
+    assert main(given) == REFUSED
     found = json.loads((run / "promotion.json").read_text())
     assert not found["accepted"]
     assert found["motion_ratio"]["mean"] < 0.7
@@ -96,7 +127,7 @@ def test_people_decide_and_accepted_weights_ship(quick_family, tmp_path, capsys)
 
     assert main(arguments(new, old, run, "--people")) == 2
     assert "captions.jsonl" in capsys.readouterr().err
-    assert main(arguments(new, old, run, "--count", "5")) in (0, 1)
+    assert main(arguments(new, old, run, "--count", "5")) in (0, REFUSED)
     found = json.loads((run / "promotion.json").read_text())
     assert found["judge"] == "simulated (judging.judge)"
     assert found["motion_ratio"]["mean"] == pytest.approx(1, abs=0.1)

@@ -132,6 +132,30 @@ def test_win_rate_by_hand():
     assert win_rate([1] * 10).low == pytest.approx(0.722, abs=1e-3)
 
 
+def test_pairs_of_one_prompt_count_as_what_they_tell():
+    """A candidate no better than chance, whose luck is the prompt's: accepted in 1 of 40 cases, not in 5."""
+    rng, naive, clustered, prompts = np.random.default_rng(0), 0, 0, np.repeat(range(12), 5).tolist()
+    for _ in range(400):
+        margins = np.repeat(rng.choice([1.0, -1.0], 12), 5)
+        naive += win_rate(margins).low > 0.5
+        clustered += win_rate(margins, prompts=prompts).low > 0.5
+    assert naive / 400 > 0.15
+    assert clustered / 400 < 0.05
+    one_each = win_rate([1, 1, 1, -1], prompts=["a", "b", "c", "d"])
+    assert one_each == win_rate([1, 1, 1, -1])
+    assert win_rate([1] * 40, prompts=["a"] * 40).low < 0.5  # one prompt proves nothing
+
+
+def test_motion_is_resampled_by_prompt_too():
+    ours, theirs = [3.0] * 10 + [1.0] * 10, [2.0] * 20
+    prompts = ["a"] * 10 + ["b"] * 10
+    apart = ratio_of_means(ours, theirs)
+    assert apart.mean == ratio_of_means(ours, theirs, prompts=prompts).mean == pytest.approx(1)
+    together = ratio_of_means(ours, theirs, prompts=prompts)
+    assert (together.low, together.high) == (pytest.approx(0.5), pytest.approx(1.5))
+    assert apart.high - apart.low < 0.6
+
+
 def test_ratio_of_means_by_hand():
     estimate = ratio_of_means([1, 2, 3], [2, 4, 6])
     assert (estimate.mean, estimate.low, estimate.high) == tuple(map(pytest.approx, (0.5, 0.5, 0.5)))

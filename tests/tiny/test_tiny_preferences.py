@@ -1,6 +1,8 @@
 """The tiny family's preference loops: what they make and ask for. docs/new-category.md's test trains."""
 
 import importlib
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import read_metadata, save_tensors
 from huvidpo.pipeline import FirstFramePipeline, full_prompt
 from judging.judge import load_judge
+from judging.promote import REFUSED
 from preferences.clips import read_clips
 from preferences.pairs import make_pairs, rank
 from preferences.records import RATINGS_FILE, read_records
@@ -46,9 +49,9 @@ def test_every_command_is_one_that_its_module_takes(loops):
         importlib.import_module(module)._parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize(("status", "ships"), [(0, "merged"), (1, "stage 1")])
-def test_the_gate_decides_what_ships(loops, tmp_path, monkeypatch, status, ships):
-    """`judging.promote` copies what it accepts (here: its exit status); a refusal restores stage 1."""
+@pytest.fixture
+def two_stages(tmp_path, monkeypatch):
+    """The shipped file of horse, which is a merge; its stage 1 lies in another folder."""
     stage1, family = tmp_path / "stage1", tmp_path / "family"
     shipped = family / "categories" / "horse.safetensors"
     for path, stage in ((stage1 / "horse.safetensors", "stage 1"), (shipped, "merged")):
@@ -56,9 +59,29 @@ def test_the_gate_decides_what_ships(loops, tmp_path, monkeypatch, status, ships
         save_tensors(path, {"x": torch.zeros(1)}, {"stage": stage})
     monkeypatch.setattr(preferences, "STAGE1", stage1)
     monkeypatch.setattr(preferences, "FAMILY", family)
-    monkeypatch.setattr(preferences, "run", lambda *args, **kwargs: status)
-    assert preferences.promote("horse") is (status == 0)
-    assert read_metadata(shipped)["stage"] == ships
+    return shipped
+
+
+@pytest.mark.parametrize(("accepted", "ships"), [(True, "merged"), (False, "stage 1")])
+def test_the_gate_decides_what_ships(loops, two_stages, monkeypatch, accepted, ships):
+    """`judging.promote` copies what it accepts; after a refusal, which its verdict tells, stage 1 ships."""
+
+    def gate(*_, allowed):
+        (loops / "horse" / "gate").mkdir(parents=True)
+        (loops / "horse" / "gate" / "promotion.json").write_text(json.dumps({"accepted": accepted}))
+        return 0 if accepted else REFUSED
+
+    monkeypatch.setattr(preferences, "run", gate)
+    assert preferences.promote("horse") is accepted
+    assert read_metadata(two_stages)["stage"] == ships
+
+
+def test_a_gate_that_crashes_ships_nothing(loops, two_stages, monkeypatch):
+    monkeypatch.setattr(preferences, "MODULE", [sys.executable, "-c", "raise OSError('disk')"])
+    with pytest.raises(SystemExit) as crash:
+        preferences.promote("horse")
+    assert crash.value.code == 1
+    assert read_metadata(two_stages)["stage"] == "merged"
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from rated import write_rated
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
@@ -21,7 +22,7 @@ from huvidpo.lora import merge
 from huvidpo.unet import VideoUNet
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import embed_texts
-from training.dpo import DPOTask, VideoNetwork, main, with_steps
+from training.dpo import DPOTask, VideoNetwork, main, set_fields, with_steps
 from training.loop import CHECKPOINT, TrainingError, train
 from training.monitors import FILE, PLOT, Monitors, pair_metrics
 from training.rated import PairRows, Rated
@@ -224,6 +225,17 @@ def test_passes_make_the_steps(dpo_recipe):
     assert with_steps(dpo_recipe, 60, processes=2) is dpo_recipe
     with pytest.raises(TrainingError, match="nothing to learn"):
         with_steps(dpo_recipe, 0, processes=1)
+
+
+def test_steps_that_are_said_are_those_that_are_made():
+    """paper_dpo makes its steps of 12 passes; `--set steps` must not be forgotten for them."""
+    for assignments, steps in ((["steps=7"], None), (["lr=1e-5"], 7), (["passes=0", "steps=7"], None)):
+        recipe = override(paper_dpo(), set_fields(assignments, steps))
+        assert with_steps(recipe, 60, processes=1).steps == 7
+    assert with_steps(override(paper_dpo(), set_fields(["passes=2"], None)), 60, processes=1).steps == 120
+    for assignments, steps in ((["steps=7", "passes=3"], None), (["steps=7"], 8), (["passes=3"], 7)):
+        with pytest.raises(TrainingError, match="give the steps or the passes, once"):
+            set_fields(assignments, steps)
 
 
 # Every loss trains
@@ -543,12 +555,15 @@ def test_command_trains_a_lora_that_merges(tiny_family, rated_clips, tmp_path, c
     more = ("--steps", "2")
     settings = ("sample_every=1", "lr=1e-2")
     assert main(arguments(tiny_family, rated_clips, out, *more, settings=settings)) == 0
-    assert "layers, the weights of step 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "layers, the weights of step 2" in printed
+    assert "2 training pairs of 3 samples, 2 steps; held out: 3 pairs of 3 samples\n" in printed
     lora, metadata = load_tensors(out), read_metadata(out)
     assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in lora)
     assert all("attn1" in name or "attn_temp" in name for name in lora)
     assert (metadata["stage"], metadata["category"], metadata["steps"]) == ("dpo", "horse", "2")
     assert (metadata["lora_rank"], metadata["lora_alpha"]) == ("16", "32.0")
+    assert (metadata["pairs"], metadata["held_out_pairs"]) == ("2", "3")
     assert {"base", "stage1", "clips", "ratings", "commit", "recipe", "model"} <= metadata.keys()
     base = VideoUNet.from_pretrained(tiny_family / "video" / "unet").state_dict()
     assert len(merge(base, lora, float(metadata["lora_alpha"]))) == len(lora) // 2
@@ -588,7 +603,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tiny_family, rated_c
     processes = []
     for name, accumulation, environment in jobs:
         out = tmp_path / f"{name}.safetensors"
-        settings = ("adam_eps=1e-4", accumulation)
+        settings = ("adam_eps=1e-4", "log_every=1", accumulation)
         command = arguments(tiny_family, rated_clips, out, "--steps", "3", settings=settings)
         process = subprocess.Popen(
             [sys.executable, "-m", "training.dpo", *command],
@@ -606,3 +621,27 @@ def test_two_processes_equal_one_with_the_same_global_batch(tiny_family, rated_c
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, atol=1e-7, rtol=1e-5)
     assert all(tensor.any() for tensor in alone.values())
+    one, two = (logged(tmp_path / f"run_{name}") for name in ("one", "two"))
+    assert one.keys() == two.keys() >= {"train/accuracy", "train/rewards/margins", "train/grad_norm"}
+    for name in one.keys() - {"train/seconds"}:  # figures of both processes' pairs, not of the first one's
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+def logged(run: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return {name: [point.value for point in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_waiting_processes_outlast_any_work_of_the_main_one():
+    """Inversion of clips takes hours; torch would end those that wait for it after 10 or 30 minutes."""
+    program = (
+        "from training.motion import start_accelerate, PATIENCE; from training.recipes import MotionRecipe\n"
+        "import torch; start_accelerate(MotionRecipe(precision='fp32')); group = torch.distributed.group.WORLD\n"
+        "assert group._get_backend(torch.device('cpu')).options._timeout == PATIENCE"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    one = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    one |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, env=os.environ | one, check=True)
