@@ -4,10 +4,12 @@
     python -m judging.ratings import scores.json --clips clips/horse --rater ann
     python -m judging.ratings export scores.json --clips clips/horse
     python -m judging.ratings simulate --clips clips/horse --model tiny
+    python -m judging.ratings repair --clips clips/horse --category horse
 
 `report` shows counts, agreement, the order with thumbnails, and the pairs that training would use. `import`
 and `export` speak HuViDPO's `[{"video": ..., "score": ...}]`. `simulate` adds the scores of a stated rule
-(`judging.judge`) under the rater's name `simulated`: for trying things out where nobody can rate.
+(`judging.judge`) under the rater's name `simulated`: for trying things out where nobody can rate. `repair`
+keeps the lines of a damaged ratings file that are whole, and the file as it was beside it.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from preferences.records import (
     append,
     read_huvidpo_json,
     read_records,
+    repair,
     write_huvidpo_json,
 )
 
@@ -140,6 +143,15 @@ def _simulate(args: argparse.Namespace) -> str:
     return f"{args.ratings}: {count} simulated ratings added; no person rated these clips"
 
 
+def _repair(args: argparse.Namespace) -> str:
+    if args.category is not None:
+        load_catalog().category(args.category)
+    made = repair(args.ratings, args.category)
+    lines = [f"{args.ratings}: {made.kept} lines as they were, {made.filled} with a category added"]
+    lines += [f"  dropped {problem}" for problem in made.dropped]
+    return "\n".join([*lines, f"{made.before}: as it was"])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m judging.ratings",
@@ -166,6 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     added = command("export", _export, "write mean scores as a HuViDPO JSON file")
     added.add_argument("file", type=Path)
     added.add_argument("--rater", help="one rater's scores alone")
+    added = command("repair", _repair, "keep the whole lines of a damaged file, and the file as it was")
+    added.add_argument("--category", help="write this one where a line has none")
     added = command("simulate", _simulate, "add scores by a stated rule, as rater 'simulated'")
     added.add_argument("--model", default=DEFAULT_MODEL, help=f"whose judge ({DEFAULT_MODEL})")
     added.add_argument("--clip", type=Path, help="folder of a transformers CLIPModel; default: the model's")

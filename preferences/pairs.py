@@ -18,6 +18,7 @@ from huvidpo.files import hash_file
 from preferences.records import Comparison, Opinion, PreferencesError, Rating
 
 PRIOR = 0.5  # wins, and as many losses, that every clip is given against the field of its category
+LEAST_SPREAD = 0.25  # points of 10: the spread of a rater's scores below which it is the hand that wavers
 TIE = 0.2  # log-odds: at a smaller gap fewer than 55 in 100 judges would prefer the better clip
 EXACT = 1e-6  # log-odds: how exact the fit is; a smaller gap is none
 HOLDOUT = 0.25  # share of each category's clips
@@ -76,7 +77,8 @@ def latest(records: Iterable[Opinion]) -> tuple[list[Rating], list[Comparison]]:
 def normalise(ratings: Iterable[Rating]) -> dict[tuple[str, str], float]:
     """(rater, clip) -> score in standard deviations from that rater's mean over the clip's category.
 
-    Takes away how high a rater scores and how widely. A rater who gave one score only said nothing: all 0.
+    Takes away how high a rater scores and how widely, down to LEAST_SPREAD: 5.00 and 5.01 are nearly the same
+    opinion. A rater who gave one score only said nothing: all 0.
     """
     groups: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for rating in ratings:
@@ -84,10 +86,10 @@ def normalise(ratings: Iterable[Rating]) -> dict[tuple[str, str], float]:
             groups[rating.rater, rating.category][rating.clip] = rating.score
     normal = {}
     for (rater, _), scores in groups.items():
-        mean, spread = np.mean(list(scores.values())), np.std(list(scores.values()))
+        mean, spread = np.mean(list(scores.values())), max(LEAST_SPREAD, float(np.std(list(scores.values()))))
         for clip, score in scores.items():
             # rounded, so that equal opinions are equal numbers
-            normal[rater, clip] = round(float((score - mean) / spread), 9) if spread > 1e-9 else 0.0
+            normal[rater, clip] = round(float((score - mean) / spread), 9)
     return normal
 
 

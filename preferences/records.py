@@ -30,7 +30,7 @@ from pydantic.dataclasses import dataclass
 
 from huvidpo.checks import STRICT, NotBlank, Text, check, raises
 from huvidpo.errors import HuViDPOError
-from huvidpo.files import sync_folder, write_text
+from huvidpo.files import sync_folder, write_bytes, write_text
 
 RATINGS_FILE = "ratings.jsonl"  # in the folder of the clips, unless told otherwise
 SCORES = (0.0, 10.0)  # lowest and highest score (the paper's scale, decimals allowed)
@@ -218,18 +218,84 @@ def read_records(path: Path) -> list[Opinion]:
         if not line.strip():
             continue
         try:
-            record = _parse(line)
-            if record.id in records:
-                raise PreferencesError(f"id {record.id} is that of an earlier line")
-            if isinstance(record, Retraction):
-                retracted.add(_retracted(record, records))
-            else:
-                records[record.id] = record
+            _note(_parse(line), records, retracted)
         except PreferencesError as error:
             problems.append(f"line {number}: {error}")
     if problems:
-        raise PreferencesError(f"{path}: {len(problems)} malformed lines:\n  " + "\n  ".join(problems))
+        raise PreferencesError(
+            f"{path}: {len(problems)} malformed lines:\n  " + "\n  ".join(problems) + "\n"
+            f"python -m judging.ratings repair --clips {path.parent} keeps the others"
+        )
     return [record for record in records.values() if record.id not in retracted]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What `repair` made of a file."""
+
+    kept: int
+    """Lines that were whole."""
+    filled: int
+    """Lines that got a category."""
+    dropped: list[str]
+    """The others: number, and what is wrong."""
+    before: Path
+    """The file as it was."""
+
+
+def repair(path: Path, category: str | None = None) -> Repair:
+    """Leave in `path` the lines that can be read; `category` goes into those where it is missing or empty.
+
+    The file as it was is kept beside it first. Raises PreferencesError when that cannot be written, and for a
+    file that is not there; `path` is then as it was.
+    """
+    lines, dropped, filled = [], [], 0
+    records: dict[str, Opinion] = {}
+    try:
+        with _locked(path, os.O_RDWR, fcntl.LOCK_EX) as file, open(file, "r+b", closefd=False) as stream:
+            data = stream.read()
+            for number, line in enumerate(data.split(b"\n"), start=1):
+                if not line.strip():
+                    continue
+                whole = line if category is None else _with_category(line, category)
+                try:
+                    _note(_parse(whole), records, set())
+                except PreferencesError as error:
+                    dropped.append(f"line {number}: {error}")
+                    continue
+                filled += whole != line
+                lines.append(whole + b"\n")
+            before = path.with_name(f"{path.name}.{hashlib.sha256(data).hexdigest()[:12]}.before")
+            write_bytes(before, data)
+            stream.seek(0)
+            stream.write(b"".join(lines))
+            stream.truncate()
+            stream.flush()
+            os.fsync(file)
+    except OSError as error:
+        raise PreferencesError(f"{path} cannot be repaired: {error}") from error
+    return Repair(len(lines) - filled, filled, dropped, before)
+
+
+def _with_category(line: bytes, category: str) -> bytes:
+    """`line` with the category, if it is an object that has none."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    if not isinstance(fields, dict) or fields.get("category"):
+        return line
+    return json.dumps(fields | {"category": category}, ensure_ascii=False).encode()
+
+
+def _note(record: Record, records: dict[str, Opinion], retracted: set[str]) -> None:
+    """Add a record to the earlier ones. Raises PreferencesError for one that contradicts them."""
+    if record.id in records:
+        raise PreferencesError(f"id {record.id} is that of an earlier line")
+    if isinstance(record, Retraction):
+        retracted.add(_retracted(record, records))
+    else:
+        records[record.id] = record
 
 
 def _parse(line: bytes) -> Record:

@@ -59,7 +59,7 @@ from training.loop import STOPPED, TrainingError, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
 from training.monitors import Monitors, pair_metrics
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
-from training.rated import Rated, load_rated
+from training.rated import PairRows, Rated, load_rated
 from training.recipes import DPO_RECIPES, DPORecipe, Stage, override, recipe_of
 
 CLIPS, PICTURES = 2, 8  # samples made at each evaluation
@@ -435,11 +435,13 @@ def run(
 
 def said_of(rated: Rated, steps: int) -> str:
     """How little or much there is to learn from, whatever the number of steps."""
-    train, held_out = len(rated.train), len(rated.held_out)
-    return (
-        f"{train} training pair{'s' * (train != 1)} of {len(rated.train_rows)} samples, {steps} steps; held out: "
-        f"{held_out} pair{'s' * (held_out != 1)} of {len(rated.held_out_rows)} samples"
-    )
+    train = f"{_pairs(rated.train)} of {len(rated.train_rows)} samples"
+    held_out = f"{_pairs(rated.held_out)} of {len(rated.held_out_rows)} samples"
+    return f"to train on: {train}, {steps} steps; held out: {held_out}"
+
+
+def _pairs(rows: PairRows) -> str:
+    return f"{len(rows)} pair{'s' * (len(rows) != 1)}"
 
 
 def with_steps(recipe: DPORecipe, units: int, processes: int) -> DPORecipe:

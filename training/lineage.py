@@ -13,7 +13,6 @@ from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.checkpoint import read_metadata
 from huvidpo.files import hash_file, whole_file, whole_folder, write_text
 
-
 CODE = ("*.py", "*.toml", "requirements/*.txt")  # what a run follows from; data and weights have own hashes
 
 

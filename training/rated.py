@@ -65,15 +65,20 @@ def load_rated(
 ) -> Rated:
     """The clips of `folder` that were judged, by `ratings` (default: its `ratings.jsonl`).
 
-    With `recipe.frames` 1 they are pictures: image files, or the first frames of videos. Raises
-    PreferencesError for ratings that make no pair, that are of another category, or whose clips are missing,
-    changed or without a caption; ClipFolderError and ClipsError for the folder and files that cannot be read.
+    Those that name no category are of the one that is asked for. With `recipe.frames` 1 they are pictures:
+    image files, or the first frames of videos. Raises PreferencesError for ratings that make no pair, that
+    are of another category, or whose clips are missing, changed or without a caption; ClipFolderError and
+    ClipsError for the folder and files that cannot be read.
     """
     ratings = ratings or folder / RATINGS_FILE
     captions = {entry.video: entry.caption for entry in read_clips(folder)}
-    ranked = [clip for clip in rank(read_records(ratings)) if not category or clip.category == category]
+    judged = rank(read_records(ratings))
+    ranked = [clip for clip in judged if not category or clip.category in ("", category)]
     if not ranked:
-        raise PreferencesError(f"{ratings} judges no clip of category {category!r}: rate some")
+        there = ", ".join(sorted({clip.category for clip in judged})) or "none at all"
+        raise PreferencesError(
+            f"{ratings} judges no clip of category {category!r}, but of {there}: rate some, or name that one"
+        )
     check_files(ranked, folder)
     if unknown := [clip.clip for clip in ranked if clip.clip not in captions]:
         raise PreferencesError(f"{folder}: judged clips without a caption: {', '.join(unknown)}")

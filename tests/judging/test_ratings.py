@@ -54,6 +54,21 @@ def test_scores_go_in_and_out(folder, tmp_path, capsys):
     assert "out.json: 1 scores" in capsys.readouterr().out
 
 
+def test_a_torn_file_is_repaired_by_the_command_its_error_names(folder, tmp_path, capsys):
+    for i in range(3):
+        append(folder / "ratings.jsonl", rating_of(folder, read_clips(folder)[i], "ann", 5.0))
+    with (folder / "ratings.jsonl").open("a") as file:
+        file.write('{"kind": "rat')
+    assert main(["report", "--clips", str(folder)]) == 2
+    assert f"python -m judging.ratings repair --clips {folder} keeps the others" in capsys.readouterr().err
+    assert main(["repair", "--clips", str(folder), "--category", "dragon"]) == 2
+    assert main(["repair", "--clips", str(folder)]) == 0
+    assert (
+        "3 lines as they were, 0 with a category added\n  dropped line 4: not JSON" in capsys.readouterr().out
+    )
+    assert main(["report", "--clips", str(folder)]) == 0
+
+
 def test_scores_of_unknown_videos_are_refused_as_a_whole(folder, tmp_path, capsys):
     file = write_scores(tmp_path / "scores.json", {"0.mp4": 1, "9.mp4": 2, "more/5.mp4": 3, "x/5.mp4": 4})
     assert main(["import", str(file), "--clips", str(folder)]) == 2

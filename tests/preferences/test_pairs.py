@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from huvidpo.files import hash_file
 from preferences.pairs import (
+    LEAST_SPREAD,
     RankedClip,
     agreement,
     check_files,
@@ -31,6 +32,10 @@ def comparison(clip_a: str, clip_b: str, answer: str, rater: str = "ann", catego
     return Comparison(rater=rater, category=category, answer=answer, **clips)
 
 
+def by_score(*scores: float) -> list[Rating]:
+    return [rating("ann", f"{i}.mp4", score) for i, score in enumerate(scores)]
+
+
 def ranked(strengths, category: str = "horse") -> list[RankedClip]:
     return [
         RankedClip(f"{category}{i}.mp4", HASH, f"prompt {i // 2}", category, s, None, 1)
@@ -50,7 +55,7 @@ def ranked(strengths, category: str = "horse") -> list[RankedClip]:
 def test_a_raters_offset_and_scale_go_away(scores, scale, offset):
     mine = [rating("ann", f"{i}.mp4", s) for i, s in enumerate(scores)]
     theirs = [rating("bob", f"{i}.mp4", scale * s + offset) for i, s in enumerate(scores)]
-    if np.std(scores) > 1e-3:
+    if scale * np.std(scores) > LEAST_SPREAD:
         normal = normalise(mine + theirs)
         for i in range(len(scores)):
             assert normal["ann", f"{i}.mp4"] == pytest.approx(normal["bob", f"{i}.mp4"], abs=1e-6)
@@ -59,6 +64,21 @@ def test_a_raters_offset_and_scale_go_away(scores, scale, offset):
 def test_normalised_scores_by_hand():
     records = [rating("ann", "0.mp4", 2), rating("ann", "1.mp4", 6), rating("ann", "r.mp4", 9, "rain")]
     assert normalise(records) == {("ann", "0.mp4"): -1, ("ann", "1.mp4"): 1, ("ann", "r.mp4"): 0}
+
+
+def test_a_hairs_breadth_is_no_strong_preference():
+    """Two clips at 5.00 and 5.01 were two standard deviations apart: as sure as 1 and 9."""
+    hair = normalise(by_score(5.0, 5.01))
+    assert hair == {("ann", "0.mp4"): pytest.approx(-0.02), ("ann", "1.mp4"): pytest.approx(0.02)}
+    with pytest.raises(PreferencesError, match="make no pair"):
+        make_pairs(rank(by_score(5.0, 5.01)), holdout=0)
+    near, far = (make_pairs(rank(by_score(*scores)), holdout=0) for scores in ((5.0, 5.4), (1.0, 9.0)))
+    assert [len(pairs.train) for pairs in (near, far)] == [1, 1]
+    # beside others, a hair's breadth stays one
+    names = {
+        (pair.winner, pair.loser) for pair in make_pairs(rank(by_score(1, 5.0, 5.01, 9)), holdout=0).train
+    }
+    assert names.isdisjoint({("1.mp4", "2.mp4"), ("2.mp4", "1.mp4")})
 
 
 # Agreement

@@ -18,6 +18,7 @@ from preferences.records import (
     ratings_hash,
     read_huvidpo_json,
     read_records,
+    repair,
     write_huvidpo_json,
 )
 
@@ -130,7 +131,7 @@ def test_every_malformed_line_is_named_with_its_reason(tmp_path):
         stream.writelines(line + "\n" for line in wrong)
     with pytest.raises(PreferencesError) as caught:
         read_records(file)
-    named = str(caught.value).splitlines()[1:]
+    named = str(caught.value).splitlines()[1:-1]
     assert [line.split(":")[0].strip() for line in named] == [f"line {n}" for n in range(3, 3 + len(wrong))]
     for line, reason in zip(named, wrong.values(), strict=True):
         assert reason in line
@@ -160,6 +161,35 @@ def test_a_torn_last_line_is_refused_by_number_and_swallows_no_later_record(tmp_
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + lines[2])
     assert read_records(file)[1] == last
+
+
+def test_a_damaged_file_is_repaired_and_kept(tmp_path):
+    path = tmp_path / "ratings.jsonl"
+    first, second = rating(), rating()
+    for record in (first, second):
+        append(path, record)
+    whole = path.read_bytes()
+    bare = json.loads(whole.splitlines()[0]) | {"id": "c" * 32}
+    del bare["category"]
+    again, torn = whole.splitlines()[1], whole.splitlines()[0][:40]
+    damaged = b"\n".join([torn, whole.rstrip(), json.dumps(bare).encode(), again, b""])
+    path.write_bytes(damaged)
+    with pytest.raises(
+        PreferencesError, match=r"(?s)3 malformed.*missing field: category.*ratings repair --clips"
+    ):
+        read_records(path)
+
+    made = repair(path, "rain")
+    assert (made.kept, made.filled) == (2, 1)
+    assert [problem.split(":")[0] for problem in made.dropped] == ["line 1", "line 5"]
+    assert made.before.read_bytes() == damaged
+    records = read_records(path)
+    assert records[:2] == [first, second]
+    assert [record.category for record in records] == [first.category, second.category, "rain"]
+    assert path.read_bytes().startswith(whole)  # byte for byte
+    assert repair(path).dropped == []
+    with pytest.raises(PreferencesError, match="cannot be repaired"):
+        repair(tmp_path / "none.jsonl")
 
 
 def test_a_full_disk_is_said_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -557,13 +557,13 @@ def test_command_trains_a_lora_that_merges(tiny_family, rated_clips, tmp_path, c
     assert main(arguments(tiny_family, rated_clips, out, *more, settings=settings)) == 0
     printed = capsys.readouterr().out
     assert "layers, the weights of step 2" in printed
-    assert "2 training pairs of 3 samples, 2 steps; held out: 3 pairs of 3 samples\n" in printed
+    assert "to train on: 3 pairs of 3 samples, 2 steps; held out: 3 pairs of 3 samples\n" in printed
     lora, metadata = load_tensors(out), read_metadata(out)
     assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in lora)
     assert all("attn1" in name or "attn_temp" in name for name in lora)
     assert (metadata["stage"], metadata["category"], metadata["steps"]) == ("dpo", "horse", "2")
     assert (metadata["lora_rank"], metadata["lora_alpha"]) == ("16", "32.0")
-    assert (metadata["pairs"], metadata["held_out_pairs"]) == ("2", "3")
+    assert (metadata["pairs"], metadata["held_out_pairs"]) == ("3", "3")
     assert {"base", "stage1", "clips", "ratings", "commit", "recipe", "model"} <= metadata.keys()
     base = VideoUNet.from_pretrained(tiny_family / "video" / "unet").state_dict()
     assert len(merge(base, lora, float(metadata["lora_alpha"]))) == len(lora) // 2
@@ -575,6 +575,12 @@ def test_command_trains_a_lora_that_merges(tiny_family, rated_clips, tmp_path, c
     assert read_metadata(out)["steps"] == "3"
 
 
+def test_ratings_without_a_category_are_of_the_one_that_is_trained(tiny_family, tmp_path, capsys):
+    clips, out = write_rated(tmp_path / "rated", category=""), tmp_path / "lora.safetensors"
+    assert main(arguments(tiny_family, clips, out, "--steps", "1")) == 0
+    assert read_metadata(out)["pairs"] == "3"
+
+
 def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, capsys):
     out = tmp_path / "lora.safetensors"
     rain = str(tiny_family / "categories" / "none.safetensors")
@@ -582,7 +588,7 @@ def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, c
         ("--set", "beta=much"): "'much'",
         ("--set", "frames=1"): "drop --category and --stage1",
         ("--full", str(tmp_path / "unet")): "training.merge --full",
-        ("--category", "rain"): "judges no clip of category 'rain'",
+        ("--category", "rain"): "judges no clip of category 'rain', but of horse",
         ("--stage1", rain): "cannot read",
         ("--clips", str(tmp_path)): "captions.jsonl",
         ("--set", "tie=99"): "make no pair",
@@ -636,7 +642,8 @@ def test_waiting_processes_outlast_any_work_of_the_main_one():
     """Inversion of clips takes hours; torch would end those that wait for it after 10 or 30 minutes."""
     program = (
         "from training.motion import start_accelerate, PATIENCE; from training.recipes import MotionRecipe\n"
-        "import torch; start_accelerate(MotionRecipe(precision='fp32')); group = torch.distributed.group.WORLD\n"
+        "import torch; start_accelerate(MotionRecipe(precision='fp32'))\n"
+        "group = torch.distributed.group.WORLD\n"
         "assert group._get_backend(torch.device('cpu')).options._timeout == PATIENCE"
     )
     with socket.socket() as free:
