@@ -39,7 +39,7 @@ from huvidpo.pipeline import full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import Judge, clip_folder, embed_caption, embed_frames, load_judge
 from judging.methods import (
-    SEED,
+    TABLE_SEED,
     Method,
     Setting,
     draw_first_frames,
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=10, help="clips per category, each a prompt (10)")
     parser.add_argument("--prompts-file", type=Path, help="text file with one prompt a line, without a style")
     parser.add_argument("--first-frames", type=Path, help="folder of pictures or videos to start from")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the first clip ({SEED})")
+    parser.add_argument("--seed", type=int, default=TABLE_SEED, help=f"of the first clip ({TABLE_SEED})")
     parser.add_argument("--clip", type=Path, help="folder of the CLIP; default: the model's own")
     parser.add_argument("--save", type=Path, help="keep the clips, one folder per method")
     parser.add_argument("--out", type=Path, default=Path("evaluation.json"), help="file (evaluation.json)")

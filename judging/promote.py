@@ -35,7 +35,7 @@ from huvidpo.files import hash_file, write_bytes, write_text
 from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
-from judging.methods import SEED, draw_first_frames, held_out_requests, render
+from judging.methods import GATE_SEED, draw_first_frames, held_out_requests, render
 from judging.thumbnails import contact_sheet, strip
 from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
@@ -369,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=Path, help="text file with one prompt a line, without a style")
     parser.add_argument("--rated", type=Path, help="folder of the rated clips: their prompts are left out")
     parser.add_argument("--first-frames", type=Path, help="folder of pictures or videos to start from")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the first pair ({SEED})")
+    parser.add_argument("--seed", type=int, default=GATE_SEED, help=f"of the first pair ({GATE_SEED})")
     parser.add_argument("--clip", type=Path, help="folder of the CLIP that judges; default: the model's own")
     parser.add_argument("--like", type=Path, help="folder of real clips of the category: how much it moves")
     parser.add_argument(

@@ -8,7 +8,7 @@ import numpy as np
 
 from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.files import write_text
-from judging.methods import SEED
+from judging.methods import GATE_SEED
 from tiny import world
 
 FILE = PROJECT_ROOT / "models" / "tiny" / "prompts.txt"
@@ -17,12 +17,12 @@ DRAWS = 20_000  # of each category: every prompt comes within 4,000
 
 def prompts_of(category: str) -> list[str]:
     """The category's prompts in the order of the file."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(GATE_SEED)
     drawn: dict[str, None] = {}
     for _ in range(DRAWS):
         scene = world.random_scene(rng, category, "realistic")
         drawn[world.caption(scene, rng).rpartition(",")[0]] = None  # the style is a field of its own
-    places = np.random.default_rng(SEED).permutation(len(drawn))
+    places = np.random.default_rng(GATE_SEED).permutation(len(drawn))
     return [prompt for _, prompt in sorted(zip(places, drawn, strict=True))]
 
 

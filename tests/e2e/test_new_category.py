@@ -23,7 +23,7 @@ REDUCED = {
     "-m training.dpo ": "-m training.dpo --steps 3 --set sample_every=3 ",
     "-m judging.promote ": "-m judging.promote --count 4 ",
 }
-REFUSED = 1  # promote's verdict on weights that hardly trained; a failure would be 2
+REFUSED = 4  # promote's verdict on weights that hardly trained
 
 
 def candle(seed: int, frames: int = 16, size: int = 64) -> np.ndarray:

@@ -111,11 +111,23 @@ def test_broken_catalog_names_file_and_reason(
     assert reason in str(error.value)
 
 
+def test_full_size_prompts_are_enough_for_the_gate_and_more() -> None:
+    model, categories = load_catalog().model("sd14"), load_catalog().categories
+    assert model.prompts is not None
+    lines = [line.partition(": ") for line in model.prompts.read_text(encoding="utf-8").splitlines()]
+    assert {name for name, _, _ in lines} == set(categories)
+    for category in categories:
+        prompts = {prompt for name, _, prompt in lines if name == category}
+        assert len(prompts) >= 50  # 40 for the gate, ten it did not see
+        assert all(len(prompt.split()) < 16 for prompt in prompts)
+
+
 def test_the_entry_of_a_model_says_its_recipes_prompts_and_attention() -> None:
     tiny, sd14 = (load_catalog().model(name) for name in (DEFAULT_MODEL, "sd14"))
     assert tiny.recipes == Recipes("tiny_motion", "tiny_dpo", "tiny_dpo_image")
     assert sd14.recipes == Recipes("lamp_sd14", "paper_dpo", "paper_dpo_image")
-    assert (tiny.prompts, sd14.prompts) == (PROJECT_ROOT / "models/tiny/prompts.txt", None)
+    prompts = PROJECT_ROOT / "models/tiny/prompts.txt", PROJECT_ROOT / "huvidpo/data/prompts.txt"
+    assert (tiny.prompts, sd14.prompts) == prompts
     assert tiny.attention_mode is sd14.attention_mode is None
 
 
