@@ -118,6 +118,18 @@ def to_dict(error: BaseException) -> dict[str, Any]:
     }
 
 
+def shape(status: int, problem: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """The one JSON shape around `to_dict`, for an answer of this HTTP status."""
+    contract = {"type": error_type(status), "param": problem.get("field"), "request_id": request_id}
+    return {"error": problem | contract}
+
+
+def error_type(status: int) -> str:
+    """What OpenAI's clients find in `type`."""
+    special = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    return special.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
 def from_dict(problem: Mapping[str, Any]) -> Exception:
     """The exception that `to_dict` was given, as far as the other side of a hop needs it."""
     row = next((row for row in TABLE if row.code == problem["code"]), INTERNAL)

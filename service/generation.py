@@ -78,14 +78,14 @@ class Finished:
     backends: dict[str, str]
 
 
-Event = Started | Queued | Progress | Finished
-
-
 @dataclass(frozen=True)
 class Drawn:
     """The first frame, a PNG of the model's size."""
 
     png: bytes
+
+
+Event = Started | Queued | Progress | Drawn | Finished
 
 
 @dataclass
@@ -121,8 +121,8 @@ class Generation:
                 limit.reschedule(min(self._end, limit.when() or math.inf))
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Started, Queued and Progress of each stage, Finished. Closing the generator cancels the work within
-        one denoising step.
+        """Started, Queued and Progress of each stage with Drawn between them, Finished. Closing the generator
+        cancels the work within one denoising step.
 
         Raises InvalidRequest, QueueFull, Unavailable, TimedOut; anything else is a fault of ours.
         """
@@ -175,8 +175,7 @@ class Generation:
                 async for drawn in drawing:
                     if isinstance(drawn, Drawn):
                         frame = drawn.png
-                    else:
-                        yield drawn
+                    yield drawn
         async with aclosing(self.animate(plan, frame)) as events:
             async for event in events:
                 yield event

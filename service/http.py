@@ -14,11 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.errors import INTERNAL, STATUS_CODES, TooLarge, WrongMediaType, row_of, to_dict
+from service.errors import INTERNAL, STATUS_CODES, TooLarge, WrongMediaType, row_of, shape, to_dict
+from service.events import generate_events
 from service.generation import Finished, Generation
 from service.metrics import ANSWERS, REQUESTS
 from service.request_id import REQUEST_ID
 from service.schemas import GenerateRequest, parse
+from service.waiting import Gone, while_connected
 
 logger = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
@@ -83,7 +85,7 @@ class Guard:
         answer, started = _Answer(send, request_id), time.monotonic()
         try:
             await self._answer(scope, headers, receive, answer)
-        except _Disconnected:
+        except Gone:
             answer.status = LEFT
         except Exception as error:
             if row_of(error) is INTERNAL:
@@ -135,7 +137,7 @@ class Guard:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _Disconnected
+                raise Gone
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.max_body:
@@ -152,10 +154,6 @@ class Guard:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self.max_body} bytes")
-
-
-class _Disconnected(Exception):
-    """The client left before its body was complete: there is nobody to answer."""
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -244,14 +242,7 @@ def problem_response(status: int, problem: dict[str, Any], request_id: str) -> R
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    contract = {"type": error_type(status), "param": problem.get("field"), "request_id": request_id}
-    return JSONResponse({"error": problem | contract}, status_code=status, headers=headers)
-
-
-def error_type(status: int) -> str:
-    """What OpenAI's clients find in `type`."""
-    special = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    return special.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return JSONResponse(shape(status, problem, request_id), status_code=status, headers=headers)
 
 
 async def read_json(request: Request) -> GenerateRequest:
@@ -259,42 +250,42 @@ async def read_json(request: Request) -> GenerateRequest:
 
 
 async def answer_generate(core: Generation, request: Request, read: Read = read_json) -> Response:
-    """POST /generate_video: the clip, or an error. The work is cancelled as soon as the client is gone."""
+    """POST /generate_video: the clip, its making as events where `Accept` asks for them, or an error. The
+    work is cancelled as soon as the client is gone.
+    """
     request_id = request.state.request_id
     await request.body()  # all of it: what comes after is the news that the client has left
-    work = asyncio.ensure_future(_generate(core, request, read))
-    gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            return Response(status_code=499)  # nobody reads it; access logs do
-        return _clip_response(work.result())
+        if wants_events(request):
+            preview = request.query_params.get("preview") in ("1", "true")
+            return await generate_events(core, await _read(read, request), request_id, preview)
+        return _clip_response(await while_connected(_generate(core, request, read), request.receive))
+    except Gone:
+        return Response(status_code=LEFT)  # nobody reads it; access logs do
     except Exception as error:
         if row_of(error) is INTERNAL:
             logger.exception("request %s failed", request_id)
         return error_response(error, request_id)
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.wait({work, gone})
 
 
-async def _generate(core: Generation, request: Request, read: Read) -> Finished:
+def wants_events(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+async def _read(read: Read, request: Request) -> GenerateRequest:
     try:
-        wanted = await read(request)
+        return await read(request)
     except Exception as error:
         REQUESTS.labels(row_of(error).code, "unknown").inc()
         raise
-    async with aclosing(core.generate(wanted)) as events:
+
+
+async def _generate(core: Generation, request: Request, read: Read) -> Finished:
+    async with aclosing(core.generate(await _read(read, request))) as events:
         async for event in events:
             if isinstance(event, Finished):
                 return event
     raise RuntimeError("generation ended without a clip")
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _clip_response(clip: Finished) -> Response:

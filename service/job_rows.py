@@ -34,6 +34,8 @@ JOBS = sa.Table(
     sa.Column("expires_at", sa.Double, nullable=False),
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("position", sa.Integer),
+    sa.Column("expected_at", sa.Double),
     sa.Column("error", _JSON),
     sa.Column("report", _JSON),
     sa.Column("first_frame", sa.String(200)),
@@ -69,6 +71,8 @@ class Job:
     expires_at: float
     done: int
     total: int
+    position: int | None  # requests before it in a runner's queue; None while it does not wait there
+    expected_at: float | None  # when the clip should be there, where enough were made to tell
     error: dict[str, Any] | None  # as errors.to_dict makes it
     report: dict[str, Any] | None  # model, media_type, bytes, seconds and backends by stage
     first_frame: str | None  # key in the store
@@ -95,8 +99,8 @@ class Rows:
         self._now: sa.ColumnElement[float] = sa.literal_column(now, sa.Double)
 
     async def prepare(self) -> None:
-        """Makes the tables that are missing."""
-        await self._do(lambda db: _METADATA.create_all(db))
+        """Makes the tables that are missing, and the columns of tables that an older version made."""
+        await self._do(_prepare)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -150,7 +154,12 @@ class Rows:
 
     async def step(self, id: str, executor: str, done: int) -> bool:
         """Notes progress. False when the job was cancelled or deleted, or is another executor's."""
-        return await self._update(_held(id, executor), {"done": done})
+        return await self._update(_held(id, executor), {"done": done, "position": None})
+
+    async def waits(self, id: str, executor: str, position: int, eta: float | None) -> bool:
+        """Notes the place in a runner's queue, and the seconds until the clip; False as for `step`."""
+        values = {"position": position, "expected_at": None if eta is None else self._now + eta}
+        return await self._update(_held(id, executor), values)
 
     async def wanted(self, id: str, executor: str) -> bool:
         query = sa.select(JOBS.c.id).where(_held(id, executor))
@@ -169,7 +178,7 @@ class Rows:
         return await self._end(id, "failed", retention, {"error": json.dumps(error)})
 
     async def _end(self, id: str, status: str, retention: float, values: dict[str, Any]) -> bool:
-        times = {"completed_at": self._now, "expires_at": self._now + retention}
+        times = {"completed_at": self._now, "expires_at": self._now + retention, "position": None}
         return await self._update(_active(id), values | times | {"status": status})
 
     async def delete(self, id: str) -> None:
@@ -223,6 +232,15 @@ class Rows:
             raise Unavailable("the database of jobs cannot be reached, try again in a few seconds") from error
 
 
+def _prepare(db: sa.Connection) -> None:
+    _METADATA.create_all(db)
+    there = {column["name"] for column in sa.inspect(db).get_columns(JOBS.name)}
+    for column in JOBS.columns:
+        if column.name not in there:
+            kind = column.type.compile(db.dialect)
+            db.execute(sa.text(f"ALTER TABLE {JOBS.name} ADD COLUMN {column.name} {kind}"))
+
+
 _JSON_FIELDS = ("request", "error", "report")
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
@@ -230,7 +248,9 @@ _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 def new_job(id: str, owner: str, request: dict[str, Any], total: int, source: str | None) -> Job:
     """A queued job, as it is before anything has happened to it."""
     now = time.time()
-    rest = dict.fromkeys(("started_at", "completed_at", "error", "report", "first_frame", "clip"))
+    rest = dict.fromkeys(
+        ("started_at", "completed_at", "position", "expected_at", "error", "report", "first_frame", "clip")
+    )
     return Job(
         id=id, owner=owner, status="queued", request=request, created_at=now, expires_at=now, done=0,
         total=total, source=source, **rest,

@@ -24,11 +24,12 @@ from dbos import DBOS, SetWorkflowID
 from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
-from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress
+from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
 from service.job_rows import Job, Rows, new_job
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from service.store import Store
+from service.waiting import ticking
 
 logger = logging.getLogger(__name__)
 QUEUE = "clips"
@@ -166,10 +167,14 @@ class JobEngine:
         await self._forget(id)
 
     async def watch(self, id: str, owner: str = "") -> AsyncIterator[Job]:
-        """The job as it is, then whenever it has changed, until it has ended. Raises NotFound."""
+        """The job as it is, then whenever it has changed, until it has ended. Raises NotFound, Unavailable:
+        also when this gateway leaves, another will know.
+        """
         job = await self.rows.get(id, owner)
         yield job
         while not job.ended:
+            if self.core.draining:
+                raise Unavailable(LEAVING)
             await asyncio.sleep(WATCH_SECONDS)
             now = await self.rows.get(id, owner)
             if now != job:
@@ -290,21 +295,22 @@ class JobEngine:
 
     async def _last(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Any:
         """The result of a stage; its steps are noted in the row. Raises _Unwanted as soon as that is so."""
-        async with aclosing(stage) as events, aclosing(_ticking(events)) as ticks:
+        async with aclosing(stage) as events, aclosing(ticking(events, LOOK_SECONDS)) as ticks:
             async for event in ticks:
                 if isinstance(event, Drawn | Finished):
                     return event
-                done = before + event.step if isinstance(event, Progress) else None
-                if not await self._note(id, done):
+                if not await self._note(id, event, before):
                     raise _Unwanted
         raise RuntimeError("a stage ended without a result")
 
-    async def _note(self, id: str, done: int | None) -> bool:
+    async def _note(self, id: str, event: Any, before: int) -> bool:
         """Whether the job is still wanted here. A database that is away is no reason to stop."""
         try:
-            if done is None:
-                return await self.rows.wanted(id, self.executor)
-            return await self.rows.step(id, self.executor, done)
+            if isinstance(event, Progress):
+                return await self.rows.step(id, self.executor, before + event.step)
+            if isinstance(event, Queued):
+                return await self.rows.waits(id, self.executor, event.position, event.eta)
+            return await self.rows.wanted(id, self.executor)
         except Unavailable:
             return True
 
@@ -382,26 +388,6 @@ async def _insist(call: Callable[[], Awaitable[T]]) -> T:
         except Unavailable as error:
             logger.warning("%s", error)
         await asyncio.sleep(RETRY_SECONDS)
-
-
-async def _ticking(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """The events, and None whenever LOOK_SECONDS pass without one."""
-    following = asyncio.ensure_future(anext(events))
-    try:
-        while True:
-            done, _ = await asyncio.wait({following}, timeout=LOOK_SECONDS)
-            if not done:
-                yield None
-                continue
-            try:
-                event = following.result()
-            except StopAsyncIteration:
-                return
-            yield event
-            following = asyncio.ensure_future(anext(events))
-    finally:
-        following.cancel()
-        await asyncio.wait({following})
 
 
 def _frame_key(id: str) -> str:

@@ -11,7 +11,8 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ from starlette.routing import Route
 from huvidpo.catalog import Catalog
 from huvidpo.errors import InvalidRequest
 from huvidpo.video import decode
-from service.errors import BadFields, MalformedBody, NotFound
+from service.errors import BadFields, MalformedBody, NotFound, Unavailable
+from service.events import EventStream, sse
 from service.generation import Generation
 from service.http import answer_generate
 from service.job_rows import Job
@@ -89,6 +91,7 @@ def videos_app(engine: Callable[[], JobEngine]) -> Starlette:
             Route("/v1/videos/{id}", door.retrieve, methods=["GET"]),
             Route("/v1/videos/{id}", door.delete, methods=["DELETE"]),
             Route("/v1/videos/{id}/content", door.content, methods=["GET"]),
+            Route("/v1/videos/{id}/events", door.events, methods=["GET"]),
             Route("/v1/videos/{id}/remix", door.remix, methods=["POST"]),
             Route("/v1/videos/{id}/cancel", door.cancel, methods=["POST"]),
             Route("/v1/models", door.models, methods=["GET"]),
@@ -149,6 +152,16 @@ class _Door:
         wanted = parse(GenerateRequest, json.dumps(source.request | {"prompt": prompt}).encode())
         key = request.headers.get("idempotency-key")
         return self._answer(engine, await engine.create(wanted, owner(request), key, source=source.id))
+
+    async def events(self, request: Request) -> Response:
+        """The job as server-sent events: as it is, then whenever it changes, until it has ended.
+
+        An event's id counts what has happened to the job, so a reader that comes back with Last-Event-ID, to
+        whichever gateway, hears only what is new. What only moves it up in a queue has no id.
+        """
+        engine, id, seen = self._engine(), request.path_params["id"], request.headers.get("last-event-id", "")
+        await engine.get(id, owner(request))  # while there can still be a 404
+        return EventStream(_changes(engine, id, owner(request), int(seen) if seen.isdecimal() else -1))
 
     async def content(self, request: Request) -> Response:
         engine = self._engine()
@@ -304,12 +317,15 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
     """The video object of the contract, with what the contract has no field for."""
     asked, options = job.request, core.catalog.model(core.settings.model).defaults
     error = job.error and {"code": job.error["code"], "message": job.error["message"]}
+    left = seconds_left(job)
     return {
         "id": job.id,
         "object": "video",
         "model": core.settings.model,
         "status": job.status,
         "progress": job.progress,
+        "queue_position": job.position,
+        "eta": left and round(left, 1),
         "created_at": int(job.created_at),
         "completed_at": None if job.completed_at is None else int(job.completed_at),
         "expires_at": int(job.expires_at) if job.ended else None,
@@ -326,12 +342,39 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def poll_after_ms(job: Job) -> int:
-    """When to ask again: at the end as the steps so far promise it, within 0.2 to 5 seconds."""
+async def _changes(engine: JobEngine, id: str, owner: str, last: int) -> AsyncGenerator[str, None]:
+    """The events of a job after the one with the id `last`."""
+    before: Job | None = None
+    with suppress(NotFound, Unavailable):  # deleted meanwhile; or the reader comes back by itself
+        async for job in engine.watch(id, owner):
+            number = event_id(job)
+            if number > last:
+                yield sse(job.status, video(job, engine.core), number)
+            elif before and before.position != job.position and number == last:
+                yield sse(job.status, video(job, engine.core))
+            before, last = job, max(last, number)
+
+
+def event_id(job: Job) -> int:
+    """Grows with everything that happens to a job: 0 queued, 1 begun, then its steps, then its end."""
+    return job.total + 2 if job.ended else job.done + (job.status == "in_progress")
+
+
+def seconds_left(job: Job) -> float | None:
+    """Until the clip should be there, as the runner's queue or else the steps so far tell."""
+    if job.ended:
+        return None
+    if job.expected_at is not None:
+        return max(job.expected_at - time.time(), 0.0)
     if job.started_at is None or not job.done:
-        return 1000
-    left = (time.time() - job.started_at) / job.done * (job.total - job.done)
-    return round(1000 * min(max(left, 0.2), 5.0))
+        return None
+    return max(time.time() - job.started_at, 0.0) / job.done * (job.total - job.done)
+
+
+def poll_after_ms(job: Job) -> int:
+    """When to ask again: when the clip should be there, within 0.2 to 5 seconds."""
+    left = seconds_left(job)
+    return round(1000 * min(max(1.0 if left is None else left, 0.2), 5.0))
 
 
 def thumbnail(data: bytes, format: str) -> tuple[bytes, str]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import signal
 import time
@@ -155,6 +156,30 @@ def test_cancel(server, client):
         client.videos.download_content(job.id)
 
 
+def test_events(server, client, done):
+    body = {"prompt": "rain", "num_inference_steps": 20, "num_frames": 16}
+    id = server.client.post("/v1/videos", json=body).json()["id"]
+    events = _events(server, id)
+    numbers = [int(event["id"]) for event in events if "id" in event]
+    assert numbers == sorted(set(numbers))
+    assert (events[-1]["event"], numbers[-1]) == ("completed", 20 + 3 + 2)
+    assert {"in_progress", "completed"} <= {event["event"] for event in events} <= {
+        "queued", "in_progress", "completed",
+    }  # fmt: skip
+    assert json.loads(events[-1]["data"]) == server.client.get(f"/v1/videos/{id}").json()
+    assert [event["id"] for event in _events(server, id, str(numbers[-2]))] == [str(numbers[-1])]
+    assert _events(server, id, str(numbers[-1])) == []
+    assert server.client.get("/v1/videos/video_0/events").status_code == 404
+
+
+def _events(server, id, last="") -> list[dict[str, str]]:
+    headers = {"Last-Event-ID": last} if last else {}
+    answer = server.client.get(f"/v1/videos/{id}/events", headers=headers)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    blocks = [block.splitlines() for block in answer.text.split("\n\n") if block]
+    return [dict(line.split(": ", 1) for line in block) for block in blocks]
+
+
 def test_polling_hint_and_models(server, client, done):
     created = server.client.post("/v1/videos", json={"prompt": "a horse", "num_inference_steps": 1})
     assert 200 <= int(created.headers["openai-poll-after-ms"]) <= 5000
@@ -205,6 +230,8 @@ def test_a_job_outlives_the_whole_service(start_server, random_family, tmp_path)
     first.process.wait()
     second = start_server(**env)
     second.wait_ready()
+    heard = [int(event["id"]) for event in _events(second, id, "4") if "id" in event]
+    assert (heard[-1], min(heard) > 4) == (100 + 3 + 2, True)
     with openai.OpenAI(base_url=f"{second.url}/v1", api_key="none") as client:
         assert client.videos.poll(id).status == "completed"
     assert second.metric("huvidpo_denoising_steps_total", stage="first_frame") == 0

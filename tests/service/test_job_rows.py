@@ -1,0 +1,39 @@
+"""The rows of jobs that an older version made."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+
+from service.job_rows import Rows, new_job
+
+
+def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
+    url = f"sqlite:///{tmp_path}/jobs.sqlite"
+
+    async def prepared():
+        rows = Rows(url)
+        await rows.prepare()
+        return rows
+
+    async def make():
+        rows = await prepared()
+        await rows.add(new_job("video_1", "", {"prompt": "x"}, 5, None), None, "0" * 64)
+        rows.close()
+
+    async def look():
+        rows = await prepared()
+        await rows.claim("video_1", "me")
+        assert await rows.waits("video_1", "me", 2, 10.0)
+        job = await rows.get("video_1")
+        assert (job.position, job.total) == (2, 5)
+        assert job.expected_at - job.started_at < 60
+        assert await rows.step("video_1", "me", 1)
+        assert (await rows.get("video_1")).position is None
+        rows.close()
+
+    asyncio.run(make())
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as db:
+        for column in ("position", "expected_at"):
+            db.execute(f"ALTER TABLE huvidpo_jobs DROP COLUMN {column}")
+        db.commit()
+    asyncio.run(look())
