@@ -84,7 +84,7 @@ class GatewayService(GuardedService):
     def to_asgi(self, is_main: bool = True) -> Any:
         from huvidpo.catalog import load_catalog
         from service import pages
-        from service.doors import PREFIX, Doors
+        from service.doors import FEEDBACK, PREFIX, Doors
         from service.http import Guard
 
         guard = super().to_asgi(is_main)
@@ -93,7 +93,7 @@ class GatewayService(GuardedService):
         return Guard(
             doors,
             max_body=guard.max_body,
-            paths=guard.paths | pages.PATHS,
+            paths=guard.paths | pages.PATHS | {FEEDBACK},
             prefixes=(pages.PREFIX, PREFIX),
             forms=("/v1/videos", "/v1/videos/sync"),
             admit=doors.admit,

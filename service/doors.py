@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from service.jobs import JobEngine
 
 PREFIX = "/v1/"  # what the videos API answers
-KEYED = ("/generate_video", PREFIX)  # paths that want a key where there are keys
+FEEDBACK = "/feedback"
+KEYED = ("/generate_video", FEEDBACK, PREFIX)  # paths that want a key where there are keys
 GRACE = 20.0  # seconds that calls have to finish at shutdown
 
 
@@ -42,7 +43,7 @@ class Doors:
             scope["state"]["key"] = self.keys.check(headers.get("authorization", ""))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+        if scope["type"] == "http" and (scope["path"].startswith(PREFIX) or scope["path"] == FEEDBACK):
             await self._videos(scope, receive, send)
             return
         if scope["type"] != "lifespan":

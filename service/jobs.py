@@ -26,6 +26,7 @@ from service import metrics
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
 from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
 from service.job_rows import Job, Rows, new_job
+from service.lineage import weights_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from service.store import Store
@@ -63,6 +64,7 @@ class JobEngine:
         self.core, self.settings = core, settings
         folder = Path(settings.data).expanduser()
         self.store = Store(folder / "clips")
+        self.feedback = folder / "feedback"  # clips that people judged, and what they said
         self.rows = Rows(settings.database_url or f"sqlite:///{folder}/jobs.sqlite")
         self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
         self.executor = uuid.uuid4().hex
@@ -152,6 +154,10 @@ class JobEngine:
         if job.status != "completed" or job.clip is None:
             raise NotFound(f"the video has no content: its status is {job.status}")
         return self.store.path(job.clip)
+
+    def first_frame(self, job: Job) -> Path:
+        """The PNG of a job that has one by now. Raises NotFound."""
+        return self.store.path(_frame_key(job.id))
 
     async def cancel(self, id: str, owner: str = "") -> Job:
         """The job, which ends within one denoising step if it had not ended. Raises NotFound."""
@@ -250,11 +256,14 @@ class JobEngine:
         plan = self._plan(job)
         png = await asyncio.to_thread(self.store.read, frame)
         before = job.total - plan.clip.options.steps
+        weights = await asyncio.to_thread(
+            weights_of, self.core.catalog, self.settings.model, job.request["category"]
+        )
         clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
         key = f"{id}/clip.{plan.format}"
         await asyncio.to_thread(self.store.put, key, clip.data)
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
-        report["bytes"] = len(clip.data)
+        report |= {"bytes": len(clip.data), "weights": weights}
         if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
             await self._clear_up(id)
             raise _Unwanted

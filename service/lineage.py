@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from huvidpo.catalog import Catalog, Category, Model
 from service.files import sha256_of
+from service.job_rows import Job
 from service.metrics import WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,40 @@ def publish(catalog: Catalog, model_name: str) -> None:
         WEIGHTS.labels(category["name"], stage, weights["sha256"]).set(1)
 
 
+def weights_of(catalog: Catalog, model_name: str, category: str) -> dict[str, Any] | None:
+    """What `describe` says of one category's weights. Raises InvalidRequest."""
+    return _weights(catalog.model(model_name), catalog.category(category))
+
+
+def of_job(job: Job, clip: Path | None) -> dict[str, Any]:
+    """Everything that made a job's clip. `clip` and `weights` are null until it is there; `weights` also
+    where the category has none of its own. Reads the clip.
+    """
+    report = job.report or {}
+    asked = {name: value for name, value in job.request.items() if name != "first_frame"}
+    file = clip and {
+        "sha256": sha256_of(clip),
+        "bytes": clip.stat().st_size,
+        "media_type": report["media_type"],
+    }
+    return {
+        "id": job.id,
+        "object": "video.lineage",
+        "remixed_from_video_id": job.source,
+        "created_at": int(job.created_at),
+        "completed_at": None if job.completed_at is None else int(job.completed_at),
+        "request": asked,
+        "model": report.get("model"),
+        "weights": report.get("weights"),
+        "first_frame": "made" if job.total > asked["steps"] else "uploaded",
+        "backends": report.get("backends", {}),
+        "seconds": report.get("seconds", {}),
+        "clip": file,
+    }
+
+
 def _category(model: Model, category: Category) -> dict[str, Any]:
-    file = _file(model.categories / category.weights)
-    weights = _weights(file) if file else None
+    weights = _weights(model, category)
     return {"name": category.name, "motion_prompt": category.motion_prompt, "weights": weights}
 
 
@@ -50,7 +82,10 @@ def _file(weights: Path) -> Path | None:
     return weights if weights.is_file() else None
 
 
-def _weights(file: Path) -> dict[str, Any]:
+def _weights(model: Model, category: Category) -> dict[str, Any] | None:
+    file = _file(model.categories / category.weights)
+    if file is None:
+        return None
     sha256 = sha256_of(file)
     return {
         "file": file.name,

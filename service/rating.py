@@ -8,7 +8,6 @@ service serves the same page at /rate when HUVIDPO_RATING_CLIPS names a folder. 
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -29,12 +28,11 @@ from preferences.records import huvidpo_json, read_records
 from service.errors import Forbidden, NotFound, TooLarge
 from service.http import App, Guard, Message, Receive, Scope, Send
 from service.judging import Choice, Clip, Judging, Mode, Task
-from service.schemas import parse
+from service.schemas import Rater, parse, rater_name
 
 Exports = Mapping[str, Callable[[Judging], str]]
 STATIC = Path(__file__).parent / "static"
 MAX_BODY = 4096  # bytes; an answer is 150
-RATER = r"\w([\w .@-]{0,38}[\w.@-])?"  # letters of any script
 PICTURES = (".gif", ".webp")  # clips that browsers show as pictures
 SCRIPTS = ("app.js", "server.js", "view.js")
 FILES = {"": "text/html", "style.css": "text/css", "icon.svg": "image/svg+xml"}
@@ -51,7 +49,7 @@ HEADERS = {
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    rater: str = Field(pattern=f"^{RATER}$")
+    rater: Rater
 
 
 class _Answer(_Body):
@@ -166,11 +164,10 @@ class _Page:
 
 
 def _rater(request: Request) -> str:
-    rater = request.query_params.get("rater", "")
-    if not re.fullmatch(RATER, rater):
-        allowed = "1 to 40 letters, digits, spaces or . _ @ -, beginning with a letter or digit"
-        raise InvalidRequest(f"rater: expected {allowed}", "rater")
-    return rater
+    try:
+        return rater_name(request.query_params.get("rater", ""))
+    except ValueError as error:
+        raise InvalidRequest(f"rater: {error}", "rater") from error
 
 
 async def _body(request: Request) -> bytes:

@@ -4,9 +4,12 @@ depend on the model and the settings live in `generation.py`.
 
 import base64
 import binascii
+import re
+import unicodedata
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +27,7 @@ from service.errors import BadFields, MalformedBody
 Format = Literal["mp4", "gif", "webp"]
 MEDIA_TYPES: dict[str, str] = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
 MAX_DETAILS = 20  # errors listed in one answer
+_RATER = re.compile(r"\w([\w .@-]{0,38}[\w.@-])?")  # letters of any script
 MAX_QUOTED = 40  # characters of a caller's own field name repeated in an answer
 
 
@@ -42,6 +46,17 @@ def _from_base64(value: Any) -> Any:
         raise PydanticCustomError("base64", message) from None
 
 
+def rater_name(name: str) -> str:
+    """The name of somebody who rates, in one spelling. The only rule for them; raises ValueError."""
+    name = unicodedata.normalize("NFC", name)
+    if not _RATER.fullmatch(name):
+        raise PydanticCustomError(
+            "rater", "expected 1 to 40 letters, digits, spaces or . _ @ -, beginning with a letter or digit"
+        )
+    return name
+
+
+Rater = Annotated[str, AfterValidator(rater_name)]
 ImageFile = Annotated[
     bytes,
     BeforeValidator(_from_base64),
@@ -139,6 +154,8 @@ def _detail(error: Any, model: type[BaseModel]) -> dict[str, str]:
         return {"field": field, "message": f"{field}: missing"}
     if error["type"] == "named_twice":
         return {"field": error["msg"].partition(" ")[0], "message": error["msg"]}
+    if error["type"] == "fields":  # a rule of several fields
+        return {"field": "", "message": error["msg"]}
     if not field:
         return {"field": "", "message": "the body must be a JSON object"}
     return {"field": field, "message": f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}"}

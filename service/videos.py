@@ -29,10 +29,12 @@ from huvidpo.errors import InvalidRequest
 from huvidpo.video import decode
 from service.errors import BadFields, MalformedBody, NotFound, Unavailable
 from service.events import EventStream, sse
+from service.feedback import answer_feedback
 from service.generation import Generation
 from service.http import answer_generate
 from service.job_rows import Job
 from service.jobs import JobEngine
+from service.lineage import of_job
 from service.schemas import MEDIA_TYPES, OTHER_NAMES, Format, GenerateRequest, parse
 
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
@@ -81,7 +83,7 @@ class RemixRequest(BaseModel):
 
 
 def videos_app(engine: Callable[[], JobEngine]) -> Starlette:
-    """The routes below /v1. `engine` is asked at each request: it starts after the routes are made."""
+    """The routes below /v1, and /feedback. `engine` is asked at each request: it starts after them."""
     door = _Door(engine)
     return Starlette(
         routes=[
@@ -92,8 +94,10 @@ def videos_app(engine: Callable[[], JobEngine]) -> Starlette:
             Route("/v1/videos/{id}", door.delete, methods=["DELETE"]),
             Route("/v1/videos/{id}/content", door.content, methods=["GET"]),
             Route("/v1/videos/{id}/events", door.events, methods=["GET"]),
+            Route("/v1/videos/{id}/lineage", door.lineage, methods=["GET"]),
             Route("/v1/videos/{id}/remix", door.remix, methods=["POST"]),
             Route("/v1/videos/{id}/cancel", door.cancel, methods=["POST"]),
+            Route("/feedback", door.feedback, methods=["POST"]),
             Route("/v1/models", door.models, methods=["GET"]),
             Route("/v1/models/{id}", door.model, methods=["GET"]),
         ]
@@ -166,17 +170,30 @@ class _Door:
     async def content(self, request: Request) -> Response:
         engine = self._engine()
         job = await engine.get(request.path_params["id"], owner(request))
-        path, variant = engine.clip(job), request.query_params.get("variant", "video")
+        variant = request.query_params.get("variant", "video")
+        if variant == "first_frame":  # there before the clip is
+            return FileResponse(engine.first_frame(job), media_type="image/png")
+        path = engine.clip(job)
         if variant == "video":
             name = f"{job.id}.{job.request['format']}"
             return FileResponse(path, media_type=MEDIA_TYPES[job.request["format"]], filename=name)
         make = {"thumbnail": thumbnail, "spritesheet": spritesheet}.get(variant)
         if make is None:
             raise InvalidRequest(
-                f"variant: got {variant[:20]!r}, expected video, thumbnail or spritesheet", "variant"
+                f"variant: got {variant[:20]!r}, expected video, thumbnail, spritesheet or first_frame",
+                "variant",
             )
         data, media_type = await asyncio.to_thread(make, path.read_bytes(), job.request["format"])
         return Response(data, media_type=media_type)
+
+    async def lineage(self, request: Request) -> Response:
+        engine = self._engine()
+        job = await engine.get(request.path_params["id"], owner(request))
+        clip = engine.clip(job) if job.status == "completed" else None
+        return JSONResponse(await asyncio.to_thread(of_job, job, clip))
+
+    async def feedback(self, request: Request) -> Response:
+        return await answer_feedback(self._engine(), request, owner(request))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(self._engine().settings.model)]})

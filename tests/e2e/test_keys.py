@@ -32,7 +32,7 @@ def keyed(start_server, random_family, tmp_path_factory):
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic YQ=="}])
 @pytest.mark.parametrize(("method", "path"), [
     ("POST", "/generate_video"), ("POST", "/v1/videos"), ("GET", "/v1/videos"), ("POST", "/v1/videos/sync"),
-    ("GET", "/v1/models"), ("DELETE", "/v1/videos/video_1"),
+    ("GET", "/v1/models"), ("POST", "/feedback"), ("DELETE", "/v1/videos/video_1"),
 ])  # fmt: skip
 def test_without_a_key_there_is_no_answer(keyed, method, path, headers):
     answer = keyed.client.request(method, path, headers=headers)
@@ -50,12 +50,20 @@ def test_a_job_is_seen_with_the_key_that_made_it(keyed):
         ("GET", ""),
         ("DELETE", ""),
         ("GET", "/content"),
+        ("GET", "/events"),
+        ("GET", "/lineage"),
         ("POST", "/cancel"),
         ("POST", "/remix"),
     ]:
         body = {"json": {"prompt": "x"}} if path == "/remix" else {}
         answer = keyed.client.request(method, f"/v1/videos/{id}{path}", headers=bearer("bob"), **body)
         assert answer.status_code == 404, (method, path)
+    opinion = {"video": id, "score": 5}
+    assert keyed.client.post("/feedback", json=opinion, headers=bearer("bob")).status_code == 404
+    keyed.client.get(f"/v1/videos/{id}/events", headers=bearer("ann"))  # until it has ended
+    said = keyed.client.post("/feedback", json=opinion | {"rater": "eve"}, headers=bearer("ann")).json()
+    assert said["rater"] == "ann/eve"
+    assert keyed.client.post("/feedback", json=opinion, headers=bearer("ann")).json()["rater"] == "ann"
     listed = {
         name: [one["id"] for one in keyed.client.get("/v1/videos", headers=bearer(name)).json()["data"]]
         for name in ("ann", "bob")
