@@ -29,6 +29,7 @@ from huvidpo.checkpoint import (
     with_weights,
 )
 from huvidpo.errors import CheckpointError, HuViDPOError
+from huvidpo.schedule import make_scheduler
 from huvidpo.unet import VideoUNet, attention_mode, fingerprints, network_settings, video_config
 
 logger = logging.getLogger(__name__)
@@ -135,10 +136,11 @@ def load_tokenizer(source: Component, text_encoder: Any) -> CLIPTokenizer:
     with readable("CLIPTokenizer", source):
         tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder=source.subfolder)
     config = getattr(text_encoder.config, "text_config", text_encoder.config)
-    if len(tokenizer) != config.vocab_size:
+    last = max(tokenizer.get_vocab().values())
+    if len(tokenizer) != config.vocab_size or last >= config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer at {folder_of(source)} has {len(tokenizer)} tokens, its text encoder "
-            f"{config.vocab_size}; give the tokenizer that came with the text encoder"
+            f"the tokenizer at {folder_of(source)} has {len(tokenizer)} tokens, up to the id {last}, "
+            f"its text encoder {config.vocab_size}; give the tokenizer that came with the text encoder"
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return tokenizer
@@ -147,7 +149,8 @@ def load_tokenizer(source: Component, text_encoder: Any) -> CLIPTokenizer:
 def load_scheduler_config(source: Component) -> dict[str, Any]:
     """A scheduler's config as it stands in its file, for `schedule.make_scheduler`.
 
-    Raises CheckpointError for one that does not say its betas: a scheduler's defaults are no model's.
+    Raises CheckpointError for one that no sampler can follow, and for one that does not say its betas: a
+    scheduler's defaults are no model's.
     """
     config = load_config(DDIMScheduler, source)
     missing = [name for name in ("beta_schedule", "beta_start", "beta_end") if name not in config]
@@ -156,6 +159,8 @@ def load_scheduler_config(source: Component) -> dict[str, Any]:
             f"the scheduler at {folder_of(source)} does not say {', '.join(missing)}; write what the model "
             "was trained with into its scheduler_config.json"
         )
+    with readable("the scheduler", source):
+        make_scheduler(config, "ddim", 1)
     return config
 
 

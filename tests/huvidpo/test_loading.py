@@ -228,7 +228,7 @@ def test_a_tokenizer_pads_to_its_text_encoders_context(family: Path, tmp_path: P
 def test_a_tokenizer_without_its_files_is_refused(family: Path, tmp_path: Path, encoder: Any) -> None:
     """Transformers makes one of two tokens, to which every caption is the same."""
     shutil.copy(family / "first_frame/tokenizer/tokenizer_config.json", tmp_path)
-    with pytest.raises(CheckpointError, match="has 2 tokens, its text encoder"):
+    with pytest.raises(CheckpointError, match=r"has 2 tokens, up to the id [0-9]+, its text encoder"):
         load_tokenizer(Component(str(tmp_path)), encoder)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
@@ -247,6 +247,36 @@ def test_a_damaged_small_file_is_an_error_of_ours(tmp_path: Path, content: bytes
         load_vae(source, torch.device("cpu"), torch.float32)
     with pytest.raises(CheckpointError):
         load_video_unet(source, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"beta_schedule": "quadratic"}, "cannot be loaded: quadratic is not implemented"),
+        ({"beta_start": "small"}, "cannot be loaded"),
+        ({"prediction_type": "flow"}, "prediction_type 'flow'; known are"),
+        ({"timestep_spacing": "even"}, "timestep_spacing 'even'"),
+    ],
+)
+def test_a_schedule_that_no_sampler_follows_is_refused_at_loading(
+    family: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    config = json.loads((family / "video/scheduler/scheduler_config.json").read_text()) | changes
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=says):
+        load_scheduler_config(Component(str(tmp_path)))
+
+
+def test_a_tokenizer_with_ids_beyond_the_vocabulary_is_refused(
+    family: Path, tmp_path: Path, encoder: Any
+) -> None:
+    shutil.copytree(family / "first_frame/tokenizer", tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer/tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["night</w>"] = 5000
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="up to the id 5000"):
+        load_tokenizer(Component(str(tmp_path), "tokenizer"), encoder)
 
 
 @pytest.mark.parametrize(
