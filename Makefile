@@ -3,6 +3,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# A test file at a time on each core, each with one thread: two threads of two files at once are slower.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 export BENTOML_DO_NOT_TRACK = True
 
 # equal_numbers compares two states of the project: it is run by hand
@@ -21,13 +23,13 @@ serve: $(VENV)/serve.done  ## set up and serve on port 3000
 	$(BIN)/bentoml serve --port 3000
 
 test: $(VENV)/dev.done  ## set up and run the tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(VENV)/dev.done  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 format: $(VENV)/dev.done  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
