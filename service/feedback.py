@@ -134,7 +134,8 @@ def _opinion(clips: list[tuple[Job, Path]], score: float | None, better: str | N
         raise InvalidRequest(f"videos: got {a.id} twice, expected two clips", "videos")
     if asked["category"] != b.request["category"]:
         raise InvalidRequest(
-            f"videos: a {asked['category']} and a {b.request['category']}; compared are clips of one",
+            f"videos: a {asked['category']} and a {b.request['category']}; "
+            "clips of one category are compared",
             "videos",
         )
     return Comparison(
