@@ -123,6 +123,7 @@ class _Runner:
     def _start(self, stage: str, load: Any, encode: Any) -> None:
         from service.batching import Batcher
         from service.runners import end_process
+        from service.turns import Turns
 
         self._encode = encode
         self.batcher: Batcher[RunnerJob, Any] = Batcher(
@@ -130,6 +131,7 @@ class _Runner:
             partial(load, SETTINGS),
             max_batch=SETTINGS.max_batch,
             queue_size=SETTINGS.queue_size,
+            turns=Turns(leads=stage == "first_frame"),
             on_broken=end_process,
         )
 

@@ -1,7 +1,8 @@
 """The batcher of a runner: one queue, one compute thread.
 
 A batch is what queued up while the device was busy: the oldest request and later ones that can share its
-steps, as many as pay (pace.py) and `max_batch` allows. A lone request starts at once. Progress goes to each
+steps, as many as pay (pace.py) and `max_batch` allows. On a CPU the device is busy with the batches of other
+stages too (turns.py). A lone request starts at once. Progress goes to each
 job by itself; a job that nobody waits for any more leaves the queue, or the running batch before its next
 step. Jobs are checked beside the compute thread, so a bad one is answered while the device is busy; what one
 of them has to compile or load first is done there too.
@@ -24,6 +25,7 @@ from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics
 from service.errors import INTERNAL, QueueFull, Unavailable, row_of
 from service.pace import Pace, Work
+from service.turns import PATIENCE_SECONDS, POLL_SECONDS, Turns
 
 logger = logging.getLogger(__name__)
 OnStep = Callable[[int, int, Any], Sequence[bool] | None]
@@ -32,7 +34,7 @@ R = TypeVar("R")  # result
 
 MAX_FAILURES = 3  # lone jobs in a row that fail by a fault of ours: then the process is taken to be broken
 LINGER_SECONDS = 0.05  # at most, for clients that came together before to come together again
-LINGER_SHARE = 0.03  # of the seconds that the batch will take
+LINGER_SHARE = 0.5  # at most, of the seconds that two are known to save by running together
 
 
 class Model(Protocol):
@@ -107,6 +109,7 @@ class _Running:
     work: Work
     size: int
     done: int = 0  # steps
+    since: float = field(default_factory=time.monotonic)
 
 
 class Broken(Exception):
@@ -116,7 +119,8 @@ class Broken(Exception):
 class Batcher(Generic[J, R]):
     """`load` makes the model on the compute thread: the process answers, and stops, while weights load.
 
-    `on_broken` is told on that thread why the batcher has stopped, if nobody closed it.
+    `turns` is kept to if the model runs on a CPU. `on_broken` is told on that thread why the batcher has
+    stopped, if nobody closed it.
     """
 
     def __init__(
@@ -126,11 +130,12 @@ class Batcher(Generic[J, R]):
         *,
         max_batch: int,
         queue_size: int,
+        turns: Turns | None = None,
         on_broken: Callable[[str], None] = lambda reason: None,
     ):
         self.stage, self.max_batch, self.queue_size = stage, max_batch, queue_size
         self.backend = ""  # the model's, once it is loaded
-        self._load, self._on_broken = load, on_broken
+        self._load, self._turns, self._on_broken = load, turns, on_broken
         self._model: Future[Model] = Future()
         self._model.set_running_or_notify_cancel()  # who waits for it may leave, and must not cancel it
         self._preparing = ThreadPoolExecutor(1, f"{stage}-prepare")
@@ -140,7 +145,7 @@ class Batcher(Generic[J, R]):
         self._closed = False
         self._pace = Pace()
         self._running: _Running | None = None
-        self._last_size = 1  # of the latest batch
+        self._together = deque([1], maxlen=3)  # latest batches, with those that came too late by a moment
         self._failures = 0  # lone jobs in a row
         self._thread = threading.Thread(target=self._compute, name=f"{stage}-compute", daemon=True)
         self._thread.start()
@@ -226,6 +231,9 @@ class Batcher(Generic[J, R]):
             raise
         with self._wake:
             entry.work, entry.item = model.work(entry.job), item
+            now = self._running
+            if now and now.work.shape == entry.work.shape:
+                self._together[-1] += time.monotonic() - now.since < self._linger_seconds(entry.work)
             self._wake.notify()
 
     def _leave(self, entry: _Entry[J, R]) -> None:
@@ -257,9 +265,9 @@ class Batcher(Generic[J, R]):
             if entry.work is None or not self._pace.knows_anything:
                 places.append(Queued(position, None))
             else:
-                places.append(Queued(position, ahead + self._pace.seconds(entry.work, 1)))
+                places.append(Queued(position, ahead + self._pace.turn + self._pace.seconds(entry.work, 1)))
                 size = self._pace.best_size(entry.work.shape, min(self.max_batch, len(self._queue)))
-                ahead += self._pace.seconds(entry.work, size) / size
+                ahead += (self._pace.turn + self._pace.seconds(entry.work, size)) / size
             position += 1
         return places
 
@@ -286,13 +294,17 @@ class Batcher(Generic[J, R]):
         reason = ""
         try:
             model = self._load_model()
+            if not model.on_cpu:
+                self._turns = None
             while batch := self._next_batch(model):
                 self._run(model, batch)
+                self._end_turn()
         except Broken as error:
             reason = str(error)
         except Exception as error:
             logger.exception("the %s runner stopped working", self.stage)
             reason = f"the {self.stage} runner stopped working: {type(error).__name__}: {error}"
+        self._end_turn()
         closed = self._closed
         self._refuse_waiting()
         if not closed:
@@ -321,15 +333,12 @@ class Batcher(Generic[J, R]):
             self._model.set_exception(self._stopped())
 
     def _next_batch(self, model: Model) -> list[_Entry[J, R]]:
-        """Waits for work; empty when closed."""
+        """Waits for work, and for this stage's turn; empty when closed."""
         with self._wake:
             while True:
-                idle = not self._waiting()
                 self._wake.wait_for(lambda: self._waiting() or self._closed)
-                if self._closed:
-                    return []
-                if idle:
-                    self._linger()
+                self._take_turn()
+                self._linger()
                 if self._closed:
                     return []
                 if batch := self._choose(model):
@@ -337,21 +346,46 @@ class Batcher(Generic[J, R]):
                         self._take(entry, "ran")
                     assert batch[0].work is not None
                     self._running = _Running(batch[0].work, len(batch))
+                    self._together.append(len(batch))
                     self._count_waiting()
                     self._tell_places()
                     return batch
+                self._end_turn()  # all have left
 
     def _waiting(self) -> list[_Entry[J, R]]:
         return [entry for entry in self._queue if entry.item is not None]
+
+    def _take_turn(self) -> None:
+        if not self._turns:
+            return
+        started = time.monotonic()
+        while not (self._closed or self._turns.take(insist=len(self._waiting()) >= self.max_batch)):
+            if time.monotonic() - started > PATIENCE_SECONDS:
+                logger.warning("the %s runner has waited long enough for the cores", self.stage)
+                break
+            self._wake.wait(POLL_SECONDS)
+        waited = time.monotonic() - started
+        metrics.TURN_SECONDS.labels(self.stage).observe(waited)
+        self._pace.learn_turn(waited)
+
+    def _end_turn(self) -> None:
+        with self._wake:
+            if self._turns:
+                self._turns.wish(bool(self._waiting()) and not self._closed)
+                self._turns.end()
 
     def _linger(self) -> None:
         """Clients that came together get their clips together, and so come back within milliseconds: a
         moment's wait keeps them from running one, then the rest.
         """
-        work = self._waiting()[0].work
-        if self._last_size > 1 and work is not None and self._pace.gains(work.shape):
-            wait = min(LINGER_SECONDS, LINGER_SHARE * self._pace.seconds(work, 1))
-            self._wake.wait_for(lambda: len(self._waiting()) >= self._last_size or self._closed, wait)
+        waiting = self._waiting()
+        expected = min(max(self._together), self.max_batch)
+        if waiting and waiting[0].work and len(waiting) < expected:
+            wait = self._linger_seconds(waiting[0].work)
+            self._wake.wait_for(lambda: len(self._waiting()) >= expected or self._closed, wait)
+
+    def _linger_seconds(self, work: Work) -> float:
+        return min(LINGER_SECONDS, LINGER_SHARE * self._pace.saved(work))
 
     def _choose(self, model: Model) -> list[_Entry[J, R]]:
         """The oldest that is ready and those that can share its steps, as many as pay."""
@@ -404,7 +438,7 @@ class Batcher(Generic[J, R]):
         """
         assert batch[0].work is not None
         now = _Running(batch[0].work, len(batch))
-        self._running, self._last_size = now, len(batch)
+        self._running = now
         started = time.monotonic()
         last = _clocks()
 

@@ -46,6 +46,12 @@ QUEUE_SECONDS = Histogram(
     ["stage", "outcome"],
     buckets=_SECONDS,
 )
+TURN_SECONDS = Histogram(
+    "huvidpo_turn_seconds",
+    "Seconds a batch waited while another stage's ran on the same cores.",
+    ["stage"],
+    buckets=_SECONDS,
+)
 STEPS = Counter(
     "huvidpo_denoising_steps", "Denoising steps done, counted once per clip of the batch.", ["stage"]
 )

@@ -46,6 +46,7 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._learnt: OrderedDict[tuple[Hashable, int], _Learnt] = OrderedDict()
+        self._turns = _latest()
 
     @property
     def knows_anything(self) -> bool:
@@ -65,6 +66,15 @@ class Pace:
         """A whole batch took `seconds`."""
         if (entry := self._learnt.get((work.shape, size))) is not None:
             entry.rest.append(max(0.0, seconds - work.steps * statistics.median(entry.seconds)))
+
+    def learn_turn(self, seconds: float) -> None:
+        """A batch that was ready waited for its turn on the cores."""
+        self._turns.append(seconds)
+
+    @property
+    def turn(self) -> float:
+        """Seconds a batch waits for its turn."""
+        return statistics.median(self._turns or [0.0])
 
     def seconds(self, work: Work, size: int, done: int = 0) -> float:
         """Of a batch of `size` requests like `work`, of whose steps `done` are done.
@@ -89,9 +99,12 @@ class Pace:
                 best = size
         return best
 
-    def gains(self, shape: Hashable) -> bool:
-        """Whether two together have been seen to take less effort than one after the other."""
-        return self._knows(shape, 1) and self._knows(shape, 2) and self.best_size(shape, 2) == 2
+    def saved(self, work: Work) -> float:
+        """Seconds less that two together take than one after the other; 0 unless both have been seen."""
+        if not (self._knows(work.shape, 1) and self._knows(work.shape, 2)):
+            return 0.0
+        share = 1 - self._each(work.shape, 2) / self._each(work.shape, 1)
+        return share * 2 * self.seconds(work, 1) if share > 1 - LEAST_GAIN else 0.0
 
     def _each(self, shape: Hashable, size: int) -> float:
         return statistics.median(self._learnt[shape, size].effort) / size

@@ -43,6 +43,7 @@ class Server:
             "OMP_NUM_THREADS": "1",
             "HUVIDPO_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "XDG_RUNTIME_DIR": str(folder),  # where it takes turns: with no server but itself
         }
         clean = {
             name: value

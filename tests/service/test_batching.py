@@ -13,6 +13,7 @@ from huvidpo.errors import Cancelled, InvalidRequest
 from service.batching import Batcher, Done, OnStep, Queued, Step
 from service.errors import QueueFull, Unavailable
 from service.pace import Work
+from service.turns import Turns
 
 STEPS = 3
 
@@ -181,19 +182,25 @@ def test_the_full_queue_says_when_the_running_batch_should_end(batcher, model):
     asyncio.run(main())
 
 
-def test_clients_that_came_together_are_waited_for_a_moment(batcher, model):
-    batcher._last_size = 2
-    for size, seconds in {1: 1000.0, 2: 1000.0}.items():  # of a step: two together gain
-        batcher._pace.learn_step("a", size, seconds, seconds)
-    model.allow()
+def test_clients_that_come_together_are_waited_for_a_moment(batcher, model, monkeypatch):
+    """The first time the second comes a moment too late; from then on it does not."""
+    moment = 30.0
+    monkeypatch.setattr(batcher, "_linger_seconds", lambda work: moment)
 
     async def main():
-        return await asyncio.gather(result(batcher, ("a", 1)), result(batcher, ("a", 2)))
+        nonlocal moment
+        tasks = await start(batcher, ("a", 1))
+        await until(lambda: model.batches)
+        tasks += await start(batcher, ("a", 2))
+        await prepared(batcher)
+        moment = 0.0
+        model.allow()
+        await asyncio.gather(*tasks)
+        moment = 30.0
+        await asyncio.gather(result(batcher, ("a", 3)), result(batcher, ("a", 4)))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.batching.LINGER_SECONDS", 5.0)
-        assert asyncio.run(main()) == [101, 102]
-    assert model.batches == [[1, 2]]
+    asyncio.run(main())
+    assert model.batches == [[1], [2], [3, 4]]
 
 
 def test_leaving_the_queue_makes_room_and_is_never_run(batcher, model):
@@ -454,3 +461,61 @@ def test_failed_loading_refuses_jobs_and_is_not_alive():
 
     asyncio.run(main())
     assert not batcher.ready
+
+
+def test_stages_on_one_cpu_run_in_turn_the_first_before_the_second(tmp_path):
+    """While the video stage computes, both get more to do; the stage that it waits for goes first."""
+    order = []
+
+    class Noting(Adder):
+        def run(self, items, on_step):
+            order.append([number for _, number in items])
+            return super().run(items, on_step)
+
+    def stage(leads):
+        model = Noting(on_cpu=True)
+        return model, Batcher(
+            "test", lambda: model, max_batch=3, queue_size=4, turns=Turns(leads, folder=tmp_path)
+        )
+
+    (drawing, first), (animating, second) = stage(leads=True), stage(leads=False)
+
+    async def main():
+        tasks = await start(second, ("a", 1))
+        await until(lambda: order)
+        tasks += await start(second, ("a", 2))
+        tasks += await start(first, ("a", 11))
+        await prepared(first)
+        await until(lambda: first._turns.wished)
+        tasks += await start(first, ("a", 12))
+        await prepared(first)
+        assert order == [[1]]
+        animating.allow()
+        drawing.allow()
+        await asyncio.gather(*tasks)
+
+    try:
+        asyncio.run(main())
+    finally:
+        first.close()
+        second.close()
+    assert order == [[1], [11, 12], [2]]
+
+
+def test_a_full_batch_goes_before_what_would_lead(tmp_path):
+    first, second = Turns(leads=True, folder=tmp_path), Turns(leads=False, folder=tmp_path)
+    assert first.take(insist=False)
+    assert not second.take(insist=True)  # the cores are taken
+    first.end()  # but it still wishes
+    assert not second.take(insist=False)
+    assert second.take(insist=True)
+    assert not first.take(insist=False)
+    second.end()
+    first.wish(False)
+    assert second.take(insist=False)
+
+
+def test_without_a_folder_every_turn_is_given(tmp_path):
+    first, second = (Turns(leads, folder=tmp_path / "none") for leads in (True, False))
+    assert first.take(insist=False)
+    assert second.take(insist=False)

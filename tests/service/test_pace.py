@@ -57,14 +57,14 @@ def test_batches_are_as_large_as_pays(pace):
     assert pace.best_size("wide", 4) == 3  # .77 each; 1.0 in fours
     assert pace.best_size("wide", 2) == 2
     assert pace.best_size("wide", 1) == 1
-    assert pace.gains("wide")
+    assert pace.saved(WORK) == pytest.approx(4.0)  # of twice 10 s
 
 
 def test_a_shape_that_gains_nothing_is_not_batched(pace):
     for size in (1, 2, 3, 4):
         learn(pace, size, 1.02 * size)
     assert pace.best_size("wide", 4) == 1
-    assert not pace.gains("wide")
+    assert pace.saved(WORK) == 0
 
 
 def test_a_neighbour_on_the_cores_changes_no_choice(pace):

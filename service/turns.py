@@ -1,0 +1,86 @@
+"""Turns on the cores of a host: processes that compute on its CPU run one batch at a time.
+
+Each batch uses all cores, so that two at once get no more done than one after the other; and what queues
+meanwhile makes the next batch larger. A stage whose results another one waits for goes before it, until that
+has a full batch. A turn is held by `flock`, so it ends with its process.
+"""
+
+import fcntl
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.002  # between looks at whether the cores are free
+PATIENCE_SECONDS = 60.0  # then a batch runs beside whoever has not ended: the process may be stopped
+
+
+class Turns:
+    """Of one runner. `leads`: other stages wait for its results. For one thread.
+
+    Where `folder` cannot be written, every turn is given at once.
+    """
+
+    def __init__(self, leads: bool, folder: Path | None = None):
+        self.leads, self.wished = leads, False
+        self._files: tuple[int, int] | None = None  # cores, wish
+        try:
+            folder = _folder() if folder is None else folder
+            self._files = _open(folder / "cores"), _open(folder / "wish")
+        except OSError as error:
+            logger.warning("the stages do not take turns on the cores of this host: %s", error)
+
+    def wish(self, wished: bool) -> None:
+        """Says to those that do not lead whether this one has something to run. One voice for all that lead:
+        it is taken up again, if another one ends it, by `take`.
+        """
+        if self._files and self.leads:
+            self.wished = _lock(self._files[1]) if wished else _unlock(self._files[1])
+
+    def take(self, insist: bool) -> bool:
+        """Whether it is this one's turn now. `insist`: also before those that lead."""
+        if not self._files:
+            return True
+        cores, wish = self._files
+        self.wish(True)
+        if not _lock(cores):
+            return False
+        if self.leads or insist:
+            return True
+        if _lock(wish, fcntl.LOCK_SH):
+            _unlock(wish)
+            return True
+        _unlock(cores)
+        return False
+
+    def end(self) -> None:
+        if self._files:
+            _unlock(self._files[0])
+
+
+def _folder() -> Path:
+    """Of this user and host alone."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    folder = Path(runtime) / f"huvidpo-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
+    return folder
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(file: int) -> bool:
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
