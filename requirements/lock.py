@@ -1,4 +1,4 @@
-"""Write serve.txt and dev.txt: install what pyproject.toml names in a fresh environment and freeze it.
+"""Write serve.txt, train.txt and dev.txt: install what pyproject.toml names in fresh environments, freeze them.
 
 python requirements/lock.py
 """
@@ -38,10 +38,10 @@ def pinned(line: str) -> str:
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = extras["train"] + extras["export"] + extras["dev"]
-    development = [name for name in wanted if not name.startswith("huvidpo")]
+    train = extras["train"] + extras["export"]
+    development = [name for name in extras["dev"] if not name.startswith("huvidpo")]
     header = "# Written by requirements/lock.py from pyproject.toml. Do not edit.\n"
-    for name, more in (("serve", []), ("dev", development)):
+    for name, more in (("serve", []), ("train", train), ("dev", train + development)):
         lines = freeze(project["dependencies"] + more)
         (HERE / f"{name}.txt").write_text(header + "\n".join(lines) + "\n")
         print(f"{name}.txt: {len(lines)} packages")

@@ -25,9 +25,9 @@ START_SECONDS = 300  # torch takes its time on a machine that is busy with somet
 
 
 class Server:
-    """`bentoml serve` without arguments: it has to find everything by itself."""
+    """`bentoml serve`, without arguments unless given any: it has to find everything by itself."""
 
-    def __init__(self, folder: Path, **env: str):
+    def __init__(self, folder: Path, *args: str, cwd: Path = ROOT, **env: str):
         port, self.grpc_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "serve.log"
@@ -52,8 +52,8 @@ class Server:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bentoml", "serve"],
-                cwd=ROOT,
+                [sys.executable, "-m", "bentoml", "serve", *args],
+                cwd=cwd,
                 env=clean | own | env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -126,8 +126,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     """Starts servers; those still running at the end of the session are stopped."""
     servers: list[Server] = []
 
-    def start(**env: str) -> Server:
-        servers.append(Server(tmp_path_factory.mktemp("serve"), **env))
+    def start(*args: str, cwd: Path = ROOT, **env: str) -> Server:
+        servers.append(Server(tmp_path_factory.mktemp("serve"), *args, cwd=cwd, **env))
         return servers[-1]
 
     yield start
