@@ -1,4 +1,4 @@
-"""Write serve.txt, train.txt, dev.txt: install what pyproject.toml names in a fresh environment and freeze it.
+"""Write serve.txt, train.txt and dev.txt: install what pyproject.toml names in a fresh environment; freeze.
 
 python requirements/lock.py
 """
