@@ -1,6 +1,7 @@
 # The commands of the project. Each sets up what it needs; `make serve` and `make test` work in a fresh clone.
 PYTHON ?= python3
 PIP_ARGS ?=
+PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
 # A test file at a time on each core, each with one thread: two threads of two files at once are slower.
@@ -19,8 +20,8 @@ setup: $(VENV)/serve.done  ## set up what the service needs
 
 train: $(VENV)/dev.done  ## set up what training needs
 
-serve: $(VENV)/serve.done  ## set up and serve on port 3000
-	$(BIN)/bentoml serve --port 3000
+serve: $(VENV)/serve.done  ## set up and serve on port 3000 (PORT=...)
+	$(BIN)/bentoml serve --port $(PORT)
 
 test: $(VENV)/dev.done  ## set up and run the tests
 	$(PYTEST)

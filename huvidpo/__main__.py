@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
     )
     parser.add_argument("prompt", help="what the clip shows")
     parser.add_argument("--category", help="the motion: " + ", ".join(catalog.categories))
-    parser.add_argument("--style", default="realistic", help="the look: " + ", ".join(catalog.styles))
+    parser.add_argument("--style", help="the look (default: the first): " + ", ".join(catalog.styles))
     parser.add_argument("--model", help=f"one of: {', '.join(catalog.models)} (default: {DEFAULT_MODEL})")
     parser.add_argument(
         "--server", help="URL of a service that makes the clip; its API key, if any, in HUVIDPO_API_KEY"

@@ -147,8 +147,9 @@ class Catalog:
     def category(self, name: str) -> Category:
         return _look_up(self.categories, "category", name)
 
-    def style(self, name: str) -> Style:
-        return _look_up(self.styles, "style", name)
+    def style(self, name: str | None) -> Style:
+        """None, which every door takes for one not given, is the first of the catalog."""
+        return _look_up(self.styles, "style", next(iter(self.styles)) if name is None else name)
 
 
 def load_catalog() -> Catalog:

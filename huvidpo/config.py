@@ -66,6 +66,6 @@ class ClipRequest:
     prompt: Annotated[NotBlank, MaxLen(MAX_PROMPT_CHARS)]
     category: str
     seed: Annotated[int, Interval(ge=0, le=MAX_SEED)]
-    style: str = "realistic"
+    style: str | None = None  # None: the first of the catalog
     negative_prompt: Annotated[Text, MaxLen(MAX_PROMPT_CHARS)] | None = None  # None: the style's own
     options: SamplingOptions = field(default_factory=SamplingOptions)

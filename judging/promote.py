@@ -135,7 +135,7 @@ def save_clips(
                 video=f"{side}/{i:04d}.mp4",
                 caption=full_prompt(request, catalog),
                 prompt=request.prompt,
-                style=request.style,
+                style=request.style or "",
                 category=f"{request.category}/{i:04d}",
                 seed=request.seed,
                 model=model.name,
@@ -324,10 +324,14 @@ def _main(args: argparse.Namespace) -> int:
     text = json.dumps({**found, "clips": rows}, indent=1) + "\n"
     write_text(folder / REPORT, text)
     print(to_text(found))
+    target = args.out / category.weights if args.out else shipped
     if decision.accepted and args.accept:
-        target = args.out / category.weights if args.out else shipped
         ship(args.candidate, target, found)
         print(f"shipped: {target}")
+    elif not decision.accepted:
+        print(f"{target} stays as it {'is' if target.exists() else 'was: not there'}")
+        if args.against and args.accept:
+            print(f"to serve the old weights instead: cp {args.against} {target}")
     return 0 if decision.accepted else REFUSED
 
 

@@ -214,7 +214,7 @@ class Generation:
     def plan(self, request: GenerateRequest) -> Plan:
         """The request with the model's defaults and a seed filled in. Raises InvalidRequest."""
         self.catalog.category(request.category)
-        self.catalog.style(request.style)
+        style = self.catalog.style(request.style).name
         options = self.catalog.model(self.settings.model).defaults.replace(
             steps=request.steps, guidance=request.guidance, frames=request.frames, fps=request.fps
         )
@@ -225,7 +225,7 @@ class Generation:
         clip = ClipRequest(
             prompt=request.prompt,
             category=request.category,
-            style=request.style,
+            style=style,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=request.negative_prompt,
             options=options,

@@ -74,7 +74,9 @@ class GenerateRequest(BaseModel):
     category: str = Field(
         max_length=100, description="Kind of motion, a name of the catalog: horse, rain, ..."
     )
-    style: str = Field(max_length=100, description="Look, a name of the catalog: realistic, pixel-art, ...")
+    style: str | None = Field(
+        None, max_length=100, description="Look, a name of the catalog. Absent: its first, realistic."
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Same seed, same clip. Absent: picked, see X-Seed."
     )
@@ -121,7 +123,7 @@ class RunnerJob(BaseModel):
 
     prompt: str
     category: str
-    style: str
+    style: str | None
     seed: int
     negative_prompt: str | None
     options: dict[str, Any]  # the fields of huvidpo.config.SamplingOptions

@@ -227,11 +227,10 @@ async def read(request: Request, core: Generation) -> GenerateRequest:
             )
         image = url[found.end() :]
     _check_model(asked, core)
-    style = asked.style if asked.style is not None else next(iter(core.catalog.styles))
     fields = {
         "prompt": asked.prompt,
         "category": asked.category if asked.category is not None else infer(asked.prompt, core.catalog),
-        "style": style,
+        "style": asked.style,
         "seed": asked.seed,
         "steps": asked.num_inference_steps,
         "guidance": asked.guidance_scale,

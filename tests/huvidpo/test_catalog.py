@@ -55,9 +55,10 @@ def test_local_mirror_of_hub_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("style", "prompt"), [("pixel-art", "a horse, pixel art style"), ("realistic", None)]
+    ("style", "prompt"),
+    [("pixel-art", "a horse, pixel art style"), ("realistic", None), (None, None)],
 )
-def test_style_template(style: str, prompt: str | None) -> None:
+def test_style_template(style: str | None, prompt: str | None) -> None:
     assert load_catalog().style(style).apply(" a horse ") == (prompt or "a horse, realistic style")
 
 

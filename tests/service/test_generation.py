@@ -188,6 +188,12 @@ def test_bad_requests_reach_no_runner(rig, fields, field, says):
     assert not rig.painters["first_frame"].seen
 
 
+def test_a_style_that_is_not_given_is_the_catalogs_first(rig):
+    asyncio.run(rig.events(style=None, steps=1))
+    (frame,), (clip,) = rig.painters["first_frame"].seen, rig.painters["video"].seen
+    assert [job.style for job in (frame, clip)] == ["realistic", "realistic"]
+
+
 def test_unknown_categories_do_not_become_metric_labels(rig):
     with (
         counted("huvidpo_requests_total", outcome="invalid_request", category="unknown"),
