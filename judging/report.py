@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from huvidpo import video
-from judging.thumbnails import strip
+from preferences.thumbnails import strip
 from preferences.pairs import Pair, RankedClip, agreement, check_files, latest, make_pairs, rank
 from preferences.records import Opinion, PreferencesError, Rating, ratings_hash, read_records
 

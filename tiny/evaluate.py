@@ -30,7 +30,7 @@ from huvidpo.config import ClipRequest
 from huvidpo.files import write_text
 from huvidpo.loading import load_part, load_tokenizer
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
-from judging.thumbnails import tile
+from preferences.thumbnails import tile
 from preferences.metrics import frame_difference, psnr
 from tiny.clip import normalised, zero_shot
 from tiny.common import DATA, FAMILY, STAGE1

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from huvidpo.catalog import Component
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part, load_tokenizer
-from judging.thumbnails import tile
+from preferences.thumbnails import tile
 from tiny.common import DATA, FAMILY, fit, parse_recipe, scheduler
 from tiny.dataset import load_split
 from tiny.world import CATEGORIES, STYLES, Scene, caption, random_scene

@@ -797,7 +797,7 @@ def random_scenes(count: int, seed: int) -> list[Scene]:
 def main() -> None:
     from PIL import Image
 
-    from judging.thumbnails import tile
+    from preferences.thumbnails import tile
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)

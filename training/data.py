@@ -112,21 +112,22 @@ def read_captions(folder: Path) -> list[tuple[Path, str]]:
     """
     if (folder / CAPTIONS_FILE).exists():
         return [(folder / clip.video, clip.caption.strip()) for clip in read_clips(folder)]
-    pairs, problems = _read_sidecars(folder)
-    if not pairs and not problems:
-        problems = [f"no videos found; {_wanted()}"]
+    pairs, problems, skipped = read_sidecars(folder)
+    if skipped:
+        logger.warning("%s: left out, as no video's name ends so: %s", folder, ", ".join(skipped))
     if problems:
         shown = "\n  ".join(problems[:20])
         raise ClipsError(f"{folder} cannot be trained on:\n  {shown}")
     return pairs
 
 
-def _read_sidecars(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+def read_sidecars(folder: Path) -> tuple[list[tuple[Path, str]], list[str], list[str]]:
+    """Videos with the text file beside each: (video, caption) pairs; what is wrong, one text per file; and
+    the names of files left out, as no video's name ends so.
+    """
     pairs, problems = [], []
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path)]
     skipped = [path.name for path in files if path.suffix.lower() not in VIDEO_SUFFIXES | {".txt"}]
-    if skipped:
-        logger.warning("%s: left out, as no video's name ends so: %s", folder, ", ".join(skipped))
     for path in files:
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             continue
@@ -140,7 +141,9 @@ def _read_sidecars(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
             pairs.append((path, caption))
         else:
             problems.append(f"{path.name}: {sidecar.name} is {'empty' if sidecar.is_file() else 'missing'}")
-    return pairs, problems
+    if not pairs and not problems:
+        problems = [f"no videos found; {_wanted()}"]
+    return pairs, problems, skipped
 
 
 def is_hidden(path: Path) -> bool:
