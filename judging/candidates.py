@@ -34,8 +34,8 @@ from huvidpo.files import hash_file, write_bytes
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.text import read_text
 from huvidpo.video import read_image
-from preferences.thumbnails import contact_sheet, strip
 from preferences.clips import CAPTIONS_FILE, ClipEntry, read_clips, write_clips
+from preferences.thumbnails import contact_sheet, strip
 from training.data import VIDEO_SUFFIXES, is_hidden, read_captions, read_clip
 from training.recipes import ClipRecipe
 

@@ -36,10 +36,10 @@ from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
 from judging.methods import GATE_SEED, draw_first_frames, held_out_requests, render
-from preferences.thumbnails import contact_sheet, strip
 from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
 from preferences.records import RATINGS_FILE, Comparison, Opinion, read_records
+from preferences.thumbnails import contact_sheet, strip
 from training.lineage import card_path, commit, place
 
 COUNT = 40  # pairs: 27 wins of 40 put the interval above one half

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from huvidpo import video
-from preferences.thumbnails import strip
 from preferences.pairs import Pair, RankedClip, agreement, check_files, latest, make_pairs, rank
 from preferences.records import Opinion, PreferencesError, Rating, ratings_hash, read_records
+from preferences.thumbnails import strip
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }

@@ -30,8 +30,8 @@ from huvidpo.config import ClipRequest
 from huvidpo.files import write_text
 from huvidpo.loading import load_part, load_tokenizer
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
-from preferences.thumbnails import tile
 from preferences.metrics import frame_difference, psnr
+from preferences.thumbnails import tile
 from tiny.clip import normalised, zero_shot
 from tiny.common import DATA, FAMILY, STAGE1
 from tiny.dataset import load_split

@@ -9,8 +9,8 @@ from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL, Category, load_catalog
 from huvidpo.files import hash_file
 from judging.candidates import default_prompts, main, plan, read_pictures
-from preferences.thumbnails import contact_sheet, strip
 from preferences.clips import read_clips
+from preferences.thumbnails import contact_sheet, strip
 from training.data import read_captions
 
 

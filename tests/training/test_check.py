@@ -1,4 +1,4 @@
-"""`python -m training.check`: what of a folder of clips will be read, and everything that is wrong with it."""
+"""`python -m training.check`: what will be read of a folder of clips, and all that is wrong with it."""
 
 import shutil
 
