@@ -48,7 +48,7 @@ _COMMON: dict[str, Any] = {
     },  # the guard writes a line for every answer, BentoML for its own
 }
 _RUNNER = _COMMON | {"runner_connection": {"max_requests": 10**9, "max_age": 1e9}}
-# All there is. Left out on purpose: BentoML's page at "/", which loads a tracker from another site.
+# All that BentoML answers. Left out on purpose: its page at "/", which loads a tracker from another site.
 PATHS = frozenset(
     {"/generate_video", "/run", "/livez", "/healthz", "/readyz", "/metrics", "/docs.json", "/schema.json"}
 )
@@ -94,7 +94,7 @@ class GatewayService(GuardedService):
             doors,
             max_body=guard.max_body,
             paths=guard.paths | pages.PATHS | {FEEDBACK},
-            prefixes=(pages.PREFIX, PREFIX),
+            prefixes=(*pages.PREFIXES, PREFIX),
             forms=("/v1/videos", "/v1/videos/sync"),
             admit=doors.admit,
         )

@@ -1,4 +1,4 @@
-"""What the gateway answers beside BentoML's routes: GET /models, and the rating page at /rate."""
+"""What the gateway answers beside BentoML's routes: the page at /, GET /models, the rating page at /rate."""
 
 from pathlib import Path
 
@@ -13,18 +13,25 @@ from service.judging import Judging
 from service.lineage import describe
 from service.rating import rating_app
 from service.settings import Settings
+from service.web import headers, static, with_headers
 
-PATHS = frozenset({"/models", "/rate"})
-PREFIX = "/rate/"
+PATHS = frozenset({"/", "/models", "/rate"})
+PREFIXES = ("/rate/", "/page/")
+FILES = ("style.css", "app.js", "api.js", "view.js")
 
 
 def with_pages(app: App, settings: Settings, catalog: Catalog) -> App:
     """`app`, with our pages in front. Raises ClipFolderError or PreferencesError if /rate cannot be shown."""
-    pages = Starlette(routes=_routes(settings, catalog))
+    pages, page = Starlette(routes=_routes(settings, catalog)), _page()
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
-        ours = scope["type"] == "http" and (scope["path"] in PATHS or scope["path"].startswith(PREFIX))
-        await (pages if ours else app)(scope, receive, send)
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path == "/" or path.startswith("/page/"):
+            await page(scope, receive, send)
+        elif path in PATHS or path.startswith(PREFIXES):
+            await pages(scope, receive, send)
+        else:
+            await app(scope, receive, send)
 
     return routed
 
@@ -40,3 +47,10 @@ def _routes(settings: Settings, catalog: Catalog) -> list[BaseRoute]:
         to_page = Route("/rate", lambda request: RedirectResponse("rate/"))
         routes += [to_page, Mount("/rate", page)]
     return routes
+
+
+def _page() -> App:
+    """The page where clips are made. It gets them with its key, where there are keys: they are blobs then."""
+    routes = [Route("/", static("page/index.html")), Route("/page/icon.svg", static("icon.svg"))]
+    routes += [Route(f"/page/{name}", static(f"page/{name}")) for name in FILES]
+    return with_headers(Starlette(routes=routes), headers("'self' blob:"))

@@ -9,7 +9,7 @@ service serves the same page at /rate when HUVIDPO_RATING_CLIPS names a folder. 
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -26,24 +25,15 @@ from huvidpo.errors import HuViDPOError, InvalidRequest
 from preferences.pairs import scores_by_clip
 from preferences.records import huvidpo_json, read_records
 from service.errors import Forbidden, NotFound, TooLarge
-from service.http import App, Guard, Message, Receive, Scope, Send
+from service.http import App, Guard, Receive, Scope, Send
 from service.judging import Choice, Clip, Judging, Mode, Task
 from service.schemas import Rater, parse, rater_name
+from service.web import headers, static, with_headers
 
 Exports = Mapping[str, Callable[[Judging], str]]
-STATIC = Path(__file__).parent / "static"
 MAX_BODY = 4096  # bytes; an answer is 150
 PICTURES = (".gif", ".webp")  # clips that browsers show as pictures
-SCRIPTS = ("app.js", "server.js", "view.js")
-FILES = {"": "text/html", "style.css": "text/css", "icon.svg": "image/svg+xml"}
-FILES |= dict.fromkeys(SCRIPTS, "text/javascript")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+FILES = ("style.css", "icon.svg", "app.js", "server.js", "view.js")
 
 
 class _Body(BaseModel):
@@ -98,11 +88,12 @@ def rating_app(judging: Judging, exports: Exports | None = None) -> App:
         Route("/api/{mode}/undo", page.undo, methods=["POST"]),
         Route("/clips/{id}", page.clip),
         Route("/export/{name}", page.export),
-        *(Route(f"/{name}", _static(name or "index.html", kind)) for name, kind in FILES.items()),
+        Route("/", static("index.html")),
+        *(Route(f"/{name}", static(name)) for name in FILES),
     ]
     app = Starlette(routes=routes)
     app.router.default, app.router.redirect_slashes = _nothing_here, False
-    return _with_headers(app)
+    return with_headers(app, headers())
 
 
 def standalone(judging: Judging, exports: Exports | None = None) -> App:
@@ -200,31 +191,8 @@ def _json(content: Any) -> Response:
     return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
 
-def _static(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    content = (STATIC / name).read_bytes()
-
-    async def endpoint(request: Request) -> Response:
-        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
-
-    return endpoint
-
-
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
     raise NotFound("there is nothing at this path of the rating page")
-
-
-def _with_headers(app: App) -> App:
-    """Every answer of `app` with the headers that keep a browser from loading or running anything else."""
-
-    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_more(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await app(scope, receive, send_more)
-
-    return wrapped
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -340,6 +340,8 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "model": core.settings.model,
         "status": job.status,
         "progress": job.progress,
+        "step": job.done,
+        "total_steps": job.total,
         "queue_position": job.position,
         "eta": left and round(left, 1),
         "created_at": int(job.created_at),

@@ -1,6 +1,7 @@
-"""A real `bentoml serve` in the repository root, on a free loopback port."""
+"""A real `bentoml serve` in the repository root, on a free loopback port; a real browser."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from preferences.clips import ClipEntry, write_clips
 
 ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PAGE_WAIT = 60_000  # milliseconds, for a busy machine
 START_SECONDS = 300  # torch takes its time on a machine that is busy with something else
 
 
@@ -156,3 +169,45 @@ def server(start_server: Callable[..., Server], random_family: Path, rated_clips
     )
     assert server.wait_ready() <= {200, 503}
     return server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page as a new person would, and checks at the end that nothing went wrong in it."""
+    problems, outside, contexts = list[str](), list[str](), list[Any]()
+
+    def open_page(url: str, rater: str | None = None, **context: Any) -> Any:
+        contexts.append(chromium.new_context(**context))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PAGE_WAIT)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "console", lambda line: problems.append(line.text) if "Content Security" in line.text else None
+        )
+        own = (url.partition("#")[0], "blob:" + url.partition("#")[0])
+        page.on(
+            "request", lambda request: None if request.url.startswith(own) else outside.append(request.url)
+        )
+        page.goto(url)
+        if rater:
+            page.fill("#rater", rater)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#stage > *")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems
+    assert not outside

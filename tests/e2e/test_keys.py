@@ -87,3 +87,19 @@ def test_probes_need_no_key(keyed):
     with grpc.insecure_channel(f"127.0.0.1:{keyed.grpc_port}") as channel:
         status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
     assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_the_page_asks_for_a_key(keyed, browse):
+    page = browse(f"{keyed.url}/")
+    page.wait_for_selector("#locked[open]")
+    page.fill("#key", "wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#locked[open]")
+    page.fill("#key", "ann-secret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#locked:not([open])", state="attached")
+    page.fill("#prompt", "rain")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#clip:not([hidden])")
+    page.click("#up")
+    page.wait_for_selector('#up[aria-pressed="true"]')

@@ -19,19 +19,7 @@ from preferences.clips import ClipEntry, read_clips, write_clips
 from preferences.records import Comparison, Rating, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 expect = playwright.expect
 WAIT = 60_000  # milliseconds, for a busy machine
 
@@ -57,46 +45,6 @@ class Pages:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def browse(chromium):
-    """Opens a page as a new person would, and checks at the end that nothing went wrong in it."""
-    problems, outside, contexts = [], [], []
-
-    def open_page(url, rater=None):
-        context = chromium.new_context()
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "console", lambda line: problems.append(line.text) if "Content Security" in line.text else None
-        )
-        own = url.partition("#")[0]
-        page.on(
-            "request", lambda request: None if request.url.startswith(own) else outside.append(request.url)
-        )
-        page.goto(url)
-        if rater:
-            page.fill("#rater", rater)
-            page.keyboard.press("Enter")
-            page.wait_for_selector("#stage > *")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not problems
-    assert not outside
 
 
 @pytest.fixture(scope="module")

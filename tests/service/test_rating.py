@@ -19,7 +19,7 @@ from preferences.clips import ClipEntry, ClipFolderError, write_clips
 from preferences.records import Comparison, PreferencesError, Rating, Retraction, read_records
 from service.http import Guard
 from service.judging import Judging, clips_of, tasks_for
-from service.pages import PATHS, PREFIX, with_pages
+from service.pages import PATHS, PREFIXES, with_pages
 from service.rating import main, rating_app, standalone
 from service.settings import Settings
 
@@ -424,7 +424,7 @@ def gateway(folder=""):
         raise AssertionError("not a page of ours")
 
     app = with_pages(bento, Settings(rating_clips=str(folder)), load_catalog())
-    return Client(Guard(app, max_body=2**20, paths=PATHS, prefixes=(PREFIX,)))
+    return Client(Guard(app, max_body=2**20, paths=PATHS, prefixes=PREFIXES))
 
 
 def test_the_service_shows_the_page_at_rate(folder):
