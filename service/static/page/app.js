@@ -92,7 +92,9 @@ async function generate() {
 // The job that the address names.
 async function open() {
   const id = location.hash.slice(1);
-  if (id && id !== state.job?.id) show(await api.job(id));
+  if (!id || id === state.job?.id) return;
+  const job = await api.job(id);
+  if (location.hash.slice(1) === id) show(job);
 }
 
 function show(job) {
