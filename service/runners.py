@@ -173,14 +173,20 @@ def _placement(settings: Settings, stage: str) -> dict[str, Any]:
 
 
 def _dtype(settings: Settings) -> "torch.dtype | None":
-    """The setting, else bfloat16 on a CPU that has instructions for it; None: the pipeline's choice."""
+    """The setting, else bfloat16 on a CPU that has instructions for it, and may use them; None: the
+    pipeline's choice.
+    """
     import torch
+
+    from huvidpo.engines.openvino import limited_isa
 
     if settings.dtype:
         return getattr(torch, settings.dtype)
     on_cpu = settings.device == "cpu" or not (settings.device or torch.cuda.is_available())
+    if not on_cpu or limited_isa():
+        return None
     has = torch.cpu.get_capabilities()
-    return torch.bfloat16 if on_cpu and (has.get("avx512_bf16") or has.get("amx_bf16")) else None
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
 
 
 def encode_frame(job: RunnerJob, frame: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ The graph of a network is traced once per architecture, weights left out as inpu
 
 import dataclasses
 import logging
+import os
 import sys
 import time
 import warnings
@@ -161,8 +162,24 @@ def core() -> Any:
     return import_openvino().Core()
 
 
+def limited_isa() -> str:
+    """How the environment keeps oneDNN from instructions that the CPU has, as NAME=value, or "".
+
+    OpenVINO follows it in some of its kernels and not in others, and crashes.
+    """
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if os.environ.get(name, "ALL").upper() not in ("ALL", "DEFAULT"):
+            return f"{name}={os.environ[name]}"
+    return ""
+
+
 def import_openvino() -> Any:
-    """Without its telemetry, which would report every import and conversion to its makers."""
+    """Without its telemetry, which would report every import and conversion to its makers.
+
+    Raises EngineError if it is not installed, or would crash.
+    """
+    if limit := limited_isa():
+        raise EngineError(f"openvino crashes under {limit}: unset it, or set HUVIDPO_BACKEND=torch")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino

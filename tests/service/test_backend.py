@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
+from huvidpo.engines.openvino import limited_isa
 from service import runners
 from service.batching import Batcher
 from service.generation import Finished
@@ -80,10 +81,15 @@ def test_answer_names_the_backends():
     ],
 )
 def test_bfloat16_where_the_cpu_computes_in_it(settings, cpu, dtype, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert runners._placement(settings, "video")["dtype"] == dtype
+    if not settings.dtype:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert runners._placement(settings, "video")["dtype"] is None
 
 
+@pytest.mark.skipif(bool(limited_isa()), reason=f"openvino crashes under {limited_isa()}")
 def test_unusual_lengths_are_one_compilation_beside_the_others():
     """As long as the clips are of a length that was met, no call compiles; other lengths share a network."""
     model = runners.load_video(Settings(backend="openvino", dtype="float32", device="cpu"))
