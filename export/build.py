@@ -30,6 +30,7 @@ from tqdm import tqdm
 from export import parity
 from export.to_onnx import ONNX_FILE, WEIGHTS_FILE, bind, skeleton
 from export.to_tensorrt import build_plan, capabilities_of, peak_bytes
+from huvidpo import command
 from huvidpo.catalog import Catalog, Model, load_catalog
 from huvidpo.checkpoint import check_finite
 from huvidpo.engines.flavours import import_flavour
@@ -44,8 +45,8 @@ from huvidpo.engines.manifest import (
     write_manifest,
 )
 from huvidpo.engines.networks import PRECISIONS, ROWS, Network, Row, network_of
-from huvidpo.errors import EngineError, HuViDPOError
-from huvidpo.files import hash_file, hash_tensors
+from huvidpo.errors import EngineError
+from huvidpo.files import hash_file, hash_tensors, make_folder
 from huvidpo.loading import load_category, load_part, load_video_unet
 from huvidpo.unet import VideoUNet
 
@@ -237,11 +238,7 @@ def line(job: Job, outcome: Outcome) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"export.build: {error}", file=sys.stderr)
-        return 2
+    return command.run("export.build", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -251,7 +248,7 @@ def _main(args: argparse.Namespace) -> int:
     rows = [row for row in ROWS.values() if not args.network or row.name in args.network]
     target = target_of(args.backend or default_backend(), args.target)
     cache: Path = args.cache or engines_folder()
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     todo = list(jobs(catalog, model, rows, categories, args.precision, args.max_batch))
     results: list[parity.Result] = []
     with tqdm(todo, unit="engine") as bar:

@@ -22,6 +22,7 @@ from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.engines.flavours import import_flavour, make_logger
 from huvidpo.engines.manifest import Port
 from huvidpo.errors import EngineError
+from huvidpo.files import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def build_plan(
         "capabilities": list(capabilities),
         "log": str(log),
     }
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
     with tempfile.TemporaryDirectory() as folder:
         path, answer = Path(folder) / "spec.json", Path(folder) / "answer.json"
         path.write_text(json.dumps(spec | {"answer": str(answer)}), encoding="utf-8")

@@ -18,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from huvidpo import command
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.errors import HuViDPOError, InvalidRequest
-from huvidpo.files import write_bytes
+from huvidpo.errors import InvalidRequest
+from huvidpo.files import make_way, write_bytes
 from huvidpo.video import FORMATS, encode, read_image
 
 console = Console(stderr=True)
@@ -29,28 +30,17 @@ console = Console(stderr=True)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a request that cannot be met."""
-    try:
-        catalog = load_catalog()
-        args = _parse(arguments, catalog)
-        if args.server:
-            _fetch_clip(args)
-        else:
-            _make_clip(args, _request(args, catalog))
-    except HuViDPOError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run("error", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    catalog = load_catalog()
+    args = _parse(arguments, catalog)
+    if args.server:
+        _fetch_clip(args)
+    else:
+        _make_clip(args, _request(args, catalog))
     return 0
-
-
-def _quiet_libraries() -> None:
-    """Their loading bars and notes would bury ours."""
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when they are imported
-        os.environ.setdefault(name, "error")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namespace:
@@ -104,8 +94,7 @@ def _target(args: argparse.Namespace) -> tuple[Path, str]:
     if format not in FORMATS:
         raise InvalidRequest(f"format: got {format!r}, allowed: {', '.join(FORMATS)}", "format")
     out = args.out or Path(f"clip.{format}")
-    if not out.parent.is_dir():
-        raise InvalidRequest(f"out: there is no folder {out.parent}, make it first", "out")
+    make_way(out)
     return out, format
 
 
@@ -149,7 +138,7 @@ def _shown(on_step: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
 def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     out, format = _target(args)
     print(f"seed {request.seed}", flush=True)
-    _quiet_libraries()
+    command.quiet_libraries()
     first_frame = read_image(args.first_frame) if args.first_frame else _first_frame(args.model, request)
 
     # imported here and in _first_frame: torch loads only once the request is known to be good

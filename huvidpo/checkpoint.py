@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,7 +136,28 @@ def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping
     check_finite(tensors, f"{path} is not written")
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with whole_file(Path(path)) as part:
-        save_file(plain, part, metadata=dict(metadata))
+        try:
+            save_file(plain, part, metadata=dict(metadata))
+        except SafetensorError as error:  # of a disk, whose error number is in the text alone
+            number = re.search(r"os error (\d+)", str(error))
+            raise (
+                OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
+            ) from error
+        _sort_header(part)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, which safetensors leaves to chance, so that equal runs
+    write equal files.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size, "the same header, in another order, is no longer"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_metadata(path: StrPath) -> dict[str, str]:

@@ -20,6 +20,10 @@ class InvalidRequest(HuViDPOError, ValueError):
         return (type(self), (self.message, self.field))
 
 
+class FolderError(HuViDPOError):
+    """A folder that cannot be written to, or has not the room for what would be written."""
+
+
 class Cancelled(HuViDPOError):
     """Every request of a batch was dropped while it was being denoised."""
 

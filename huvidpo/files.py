@@ -1,17 +1,65 @@
 """Files written whole or not at all, and the one way to hash files, tensors and plain facts."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huvidpo.errors import FolderError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room in your quota",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.ENOTDIR: "a part of that path is a file; choose another",
+    errno.EEXIST: "it is a file; choose another name for the folder",
+    errno.EISDIR: "it is a folder; name a file",
+}
+
+
+def say(error: OSError) -> str:
+    """What a disk's error is about, and what to do, in one sentence."""
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+def make_folder(folder: Path, room: int = 0) -> None:
+    """The one rule for folders that are written to: those that are missing are made.
+
+    Called before the work whose results go there. Raises FolderError where nothing can be written, or fewer
+    than `room` bytes.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        error.filename = str(folder)  # of the folder, not of the file that was tried
+        raise FolderError(f"cannot write to {say(error)}") from error
+    if free < room:
+        has, wants = f"{free / 1e6:,.0f} MB are free", f"{room / 1e6:,.0f} MB are needed"
+        raise FolderError(f"{folder}: {has}, {wants}; {REMEDIES[errno.ENOSPC]} or choose another")
+
+
+def make_way(file: Path) -> None:
+    """`make_folder` for a file that is to be written. Raises FolderError where it is a folder, too."""
+    make_folder(file.parent)
+    if file.is_dir():
+        raise FolderError(f"{file}: {REMEDIES[errno.EISDIR]}")
 
 
 @contextmanager
@@ -29,8 +77,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.chmod(mode)
         _sync(part)
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            error.filename = str(path)  # a write into a file that is open says no name
         raise
     sync_folder(path.parent)
 

@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
-from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
-from huvidpo.files import hash_file, write_bytes
+from huvidpo.errors import CheckpointError, InvalidRequest
+from huvidpo.files import hash_file, make_folder, write_bytes
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.text import read_text
 from huvidpo.video import read_image
@@ -178,7 +178,6 @@ def make(
     entries: list[ClipEntry] = []
     strips: list[Image.Image] = []
     clips = render(model, category, weights, plans, pictures)
-    out.mkdir(parents=True, exist_ok=True)
     for i, (p, clip) in enumerate(
         zip(plans, tqdm(clips, total=len(plans), desc=category.name, unit="clip"), strict=True)
     ):
@@ -212,11 +211,7 @@ def make(
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"judging.candidates: {error}", file=sys.stderr)
-        return 2
+    return command.run("judging.candidates", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -225,6 +220,7 @@ def _main(args: argparse.Namespace) -> int:
     for name in ("count", "seeds_per_prompt"):
         if getattr(args, name) < 1:
             raise InvalidRequest(f"{name}: got {getattr(args, name)}, expected 1 or more", name)
+    make_folder(args.out)
     if (args.out / CAPTIONS_FILE).exists():
         raise InvalidRequest(f"out: {args.out} already holds clips, which may have been rated: name another")
     weights = args.weights or model.categories / category.weights

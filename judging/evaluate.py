@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
-from huvidpo.errors import HuViDPOError, InvalidRequest
-from huvidpo.files import write_bytes, write_text
+from huvidpo.errors import InvalidRequest
+from huvidpo.files import make_folder, make_way, write_bytes, write_text
 from huvidpo.pipeline import full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import Judge, clip_folder, embed_caption, embed_frames, load_judge
@@ -107,7 +107,7 @@ class Saver:
     def __init__(self, folder: Path, model: Model) -> None:
         self.folder, self.model = folder, model
         self.entries: list[ClipEntry] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def add(self, category: str, frames: np.ndarray, caption: str) -> None:
         name = f"{len(self.entries):04d}.mp4"
@@ -180,11 +180,7 @@ def to_json(results: Results, facts: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"judging.evaluate: {error}", file=sys.stderr)
-        return 2
+    return command.run("judging.evaluate", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -204,6 +200,9 @@ def _main(args: argparse.Namespace) -> int:
         )
         for category in chosen
     }
+    make_way(args.out)
+    if args.save:
+        make_folder(args.save)
     judge = load_judge(clip_folder(model, args.clip))
     images: dict[str, list[np.ndarray]] = {}
     if any(method.kind in ("catalog", "weights", "first") for method in methods):

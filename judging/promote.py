@@ -27,11 +27,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.errors import CheckpointError, HuViDPOError, InvalidRequest
-from huvidpo.files import hash_file, write_bytes, write_text
+from huvidpo.errors import CheckpointError, InvalidRequest
+from huvidpo.files import hash_file, make_folder, write_bytes, write_text
 from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
@@ -129,7 +129,6 @@ def save_clips(
     """
     entries = []
     for side, made in clips.items():
-        (folder / side).mkdir(parents=True, exist_ok=True)
         for i, (request, clip) in enumerate(zip(requests, made, strict=True)):
             entry = ClipEntry(
                 video=f"{side}/{i:04d}.mp4",
@@ -279,11 +278,7 @@ def ship(candidate: Path, target: Path, found: Mapping[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"judging.promote: {error}", file=sys.stderr)
-        return 2
+    return command.run("judging.promote", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -302,6 +297,9 @@ def _main(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs") / "promote" / f"{model.name}-{category.name}"
     (folder / REPORT).unlink(missing_ok=True)  # an earlier verdict must not be taken for this one's
 
+    target = args.out / category.weights if args.out else shipped
+    for place_for in (folder, *([target.parent] if args.accept else [])):
+        make_folder(place_for)
     if args.people:
         records = read_records(folder / RATINGS_FILE)
         pairs = judge_by_people(folder, read_pairs(folder, weights), records)
@@ -324,7 +322,6 @@ def _main(args: argparse.Namespace) -> int:
     text = json.dumps({**found, "clips": rows}, indent=1) + "\n"
     write_text(folder / REPORT, text)
     print(to_text(found))
-    target = args.out / category.weights if args.out else shipped
     if decision.accepted and args.accept:
         ship(args.candidate, target, found)
         print(f"shipped: {target}")

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
-from huvidpo.errors import HuViDPOError
 from huvidpo.files import hash_file, write_text
 from judging.report import report
 from preferences.clips import ClipEntry, read_clips
@@ -104,12 +103,7 @@ def simulate(folder: Path, ratings: Path, judge: "Judge", noise: float, seed: in
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     args.ratings = args.ratings or args.clips / RATINGS_FILE
-    try:
-        print(args.run(args))
-    except HuViDPOError as error:
-        print(f"judging.ratings: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run("judging.ratings", lambda: print(args.run(args)) or 0)
 
 
 def _report(args: argparse.Namespace) -> str:

@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo import command
+from huvidpo.errors import InvalidRequest
 from preferences.pairs import scores_by_clip
 from preferences.records import huvidpo_json, read_records
 from service.errors import Forbidden, NotFound, TooLarge
@@ -204,12 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", required=True, type=Path, help="folder of clips with captions.jsonl")
     add_address(parser)
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         serve(standalone(Judging(args.clips)), args.host, args.port)
-    except HuViDPOError as error:
-        print(f"service.rating: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return command.run("service.rating", work)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from huvidpo.errors import HuViDPOError
+from huvidpo import command
 from huvidpo.files import write_text
 from preferences.clips import CAPTIONS_FILE, ClipEntry, ClipFolderError, read_clips
 from preferences.records import CRITERIA, RATINGS_FILE, Opinion, PreferencesError, Rating, read_records
@@ -146,15 +146,15 @@ def study(folder: Path) -> App:
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        if args.command == "serve":
-            serve(study(args.methods), args.host, args.port)
-        else:
-            write_text(args.out, table(_records(args.methods)))
-            print(args.out)
-    except HuViDPOError as error:
-        print(f"service.study: {error}", file=sys.stderr)
-        return 2
+    return command.run("service.study", lambda: _main(args))
+
+
+def _main(args: argparse.Namespace) -> int:
+    if args.command == "serve":
+        serve(study(args.methods), args.host, args.port)
+    else:
+        write_text(args.out, table(_records(args.methods)))
+        print(args.out)
     return 0
 
 
@@ -177,10 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     add_address(serve_command)
     table_command = commands.add_parser("table", help="write the result")
     table_command.add_argument("--out", required=True, type=Path, help="Markdown file to write")
-    for command in (serve_command, table_command):
-        command.add_argument(
-            "--methods", required=True, type=Path, help="folder with a sub-folder per method"
-        )
+    for one in (serve_command, table_command):
+        one.add_argument("--methods", required=True, type=Path, help="folder with a sub-folder per method")
     return parser
 
 

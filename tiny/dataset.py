@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from huvidpo.files import write_text
+from huvidpo.files import make_folder, write_text
 from tiny.world import FRAMES, SIZE, Scene, random_scenes, render
 
 SEEDS = {"clips": 1, "stills": 2, "held_out": 3}
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--stills", type=int, default=40960)
     parser.add_argument("--held-out", type=int, default=256)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     write_split(args.out, "held_out", args.held_out, FRAMES)
     write_split(args.out, "stills", args.stills, 1)
     write_split(args.out, "clips", args.clips, FRAMES)

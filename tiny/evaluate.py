@@ -27,7 +27,7 @@ from huvidpo import video
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
-from huvidpo.files import write_text
+from huvidpo.files import make_folder, write_text
 from huvidpo.loading import load_part, load_tokenizer
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from preferences.metrics import frame_difference, psnr
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=128, help="held-out clips to judge")
     parser.add_argument("--out", type=Path, default=FAMILY)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     first, second = FirstFramePipeline.from_catalog("tiny"), VideoPipeline.from_catalog("tiny")
     draw_sheets(first, second, args.out)
     draw_before_after(first, second, args.out)

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from huvidpo.catalog import Component
+from huvidpo.files import make_folder
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part, load_tokenizer
 from preferences.thumbnails import tile
@@ -169,7 +170,7 @@ class Denoising:
         return {}
 
     def sample(self, step: int, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         sheet = sample_sheet(self.model, self.towers, self.vae)
         Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(folder / f"{step:06d}.png")
 

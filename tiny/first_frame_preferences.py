@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.files import hash_file, whole_folder, write_text
+from huvidpo.files import hash_file, make_folder, whole_folder, write_text
 from huvidpo.loading import load_part
 from huvidpo.pipeline import FirstFramePipeline, full_prompt
 from judging.judge import Judge, embed_caption, embed_frames, load_judge
@@ -61,7 +61,7 @@ def score(judge: Judge, picture: np.ndarray, caption: str) -> float:
 def make_rated(pipeline: FirstFramePipeline, judge: Judge) -> None:
     """The folder that `training.dpo` takes: pictures, captions and simulated ratings."""
     shutil.rmtree(RATED, ignore_errors=True)
-    RATED.mkdir(parents=True)
+    make_folder(RATED)
     scenes = random_scenes(PROMPTS, SEED)
     wanted = [
         request_for(scene, SEED + i * DRAWN + j) for i, scene in enumerate(scenes) for j in range(DRAWN)

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from huvidpo.catalog import Component
-from huvidpo.files import whole_file, write_text
+from huvidpo.files import make_folder, whole_file, write_text
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part
 from tiny.common import DATA, FAMILY, RUNS, to_unit
@@ -50,7 +50,7 @@ def encode_to(path: Path, pictures: np.ndarray, vae: AutoencoderKL) -> None:
 
 def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: AutoencoderKL) -> None:
     """A latent store as `training.data` reads it. Some captions lose words, as the prompts of people do."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rng = np.random.default_rng(0)
     captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes]
     write_text(folder / "captions.json", json.dumps(captions))

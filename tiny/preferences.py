@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from huvidpo import video
-from huvidpo.files import write_bytes
+from huvidpo.files import make_folder, write_bytes
 from judging.promote import REFUSED, REPORT
 from preferences.clips import CAPTIONS_FILE, ClipEntry, write_clips
 from tiny.common import FAMILY, RUNS, STAGE1
@@ -62,7 +62,7 @@ def film(category: str) -> None:
     folder = LOOPS / category / "filmed"
     if (folder / CAPTIONS_FILE).exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rng = np.random.default_rng((SEED, CATEGORIES.index(category)))
     entries = []
     for i in range(FILMED):

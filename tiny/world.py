@@ -797,12 +797,13 @@ def random_scenes(count: int, seed: int) -> list[Scene]:
 def main() -> None:
     from PIL import Image
 
+    from huvidpo.files import make_folder
     from preferences.thumbnails import tile
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     rng = np.random.default_rng(0)
     scenes = [[render(random_scene(rng, c, s), 1)[0] for s in STYLES for _ in range(2)] for c in CATEGORIES]
     motion = [list(render(random_scene(rng, c, STYLES[i % 4]))[::2]) for i, c in enumerate(CATEGORIES)]

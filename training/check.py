@@ -28,10 +28,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
 from huvidpo.errors import HuViDPOError
-from huvidpo.files import hash_file, whole_file, write_bytes, write_text
+from huvidpo.files import hash_file, make_way, whole_file, write_bytes, write_text
 from preferences.clips import CAPTIONS_FILE, read_clips
 from training.data import VIDEO_SUFFIXES, ClipsError, is_hidden, pick_frames, read_sidecars
 from training.recipes import MOTION_RECIPES, ClipRecipe, override, recipe_of
@@ -289,11 +289,7 @@ def load_words(model: Model) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"training.check: {error}", file=sys.stderr)
-        return 2
+    return command.run("training.check", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -301,6 +297,7 @@ def _main(args: argparse.Namespace) -> int:
     recipe = override(recipe_of(model, "motion", args.recipe), args.set)
     if args.split:
         return _split_folder(args, recipe)
+    make_way(args.sheet)
     words, unread = _words_or_why_not(model)
     looks, problems, notes = check(args.clips, recipe, words)
     notes += unread

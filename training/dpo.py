@@ -21,7 +21,8 @@ as a diffusers folder, which a model of the catalog names as `first_frame_unet`.
 The run's folder, by default `runs/dpo/<model>-<category>` or `runs/dpo/<model>-first_frame`, has the
 checkpoint, TensorBoard events, samples and the monitors (`monitors.jsonl`, `monitors.png`: see
 training.monitors). SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from
-there. Several processes: `accelerate launch -m training.dpo`.
+there. Several processes: `torchrun --nproc-per-node N -m -- training.dpo ...`, on GPUs also `accelerate
+launch -m`.
 """
 
 import argparse
@@ -41,12 +42,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import load_tensors, save_tensors, with_weights
 from huvidpo.config import ClipRequest, SamplingOptions
-from huvidpo.errors import HuViDPOError
-from huvidpo.files import hash_tensors, write_bytes
+from huvidpo.files import hash_tensors, make_folder, make_way, write_bytes
 from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -55,7 +55,7 @@ from preferences.metrics import ssim
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import check_lengths, embed_texts, rows_for
 from training.lineage import commit, write_network
-from training.loop import STOPPED, TrainingError, train
+from training.loop import STOPPED, TrainingError, run_is_kept, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
 from training.monitors import Monitors, pair_metrics
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
@@ -193,7 +193,7 @@ class DPOTask:
 
     def sample(self, step: int, folder: Path) -> None:
         """Write the samples of `evaluate`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.network.write(self.samples, folder, step)
 
     def _levels(self) -> np.ndarray:
@@ -476,11 +476,7 @@ def write_full(folder: Path, model: Model, lora: dict[str, Tensor], lineage: dic
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"training.dpo: {error}", file=sys.stderr)
-        return 2
+    return command.run("training.dpo", lambda: _main(args), several=True)
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -491,14 +487,19 @@ def _main(args: argparse.Namespace) -> int:
     _check(args, recipe)
     category = catalog.category(args.category) if args.category else None
     folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name if category else 'first_frame'}"
+    make_folder(folder)
+    make_way(args.out)
+    if args.full:
+        make_folder(args.full.parent)
     given = Inputs(model, args.clips, args.ratings, category, args.stage1)
     made = run(recipe, given, folder, resume=args.resume)
     if made is None:
         return STOPPED
     if PartialState().is_main_process:
-        write_lora(args.out, *made)
-        if args.full:
-            write_full(args.full, model, *made)
+        with run_is_kept(folder):
+            write_lora(args.out, *made)
+            if args.full:
+                write_full(args.full, model, *made)
     return 0
 
 

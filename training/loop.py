@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.errors import HuViDPOError
+from huvidpo.files import make_folder, say
 from training.recipes import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -135,6 +136,8 @@ def train(
     ema = {name: p.detach().clone() for name, p in params.items()} if recipe.ema else {}
     state = State(params, optimizer, ema)
     identity = {**identity, "processes": str(accelerator.num_processes), "precision": recipe.precision}
+    weights_and_moments = (3 + bool(ema)) * sum(4 * param.numel() for param in params.values())
+    make_folder(folder, 2 * weights_and_moments)  # a new checkpoint beside the old one
     _open_run(folder / CHECKPOINT, state, recipe, identity, accelerator, resume)
     start, seconds = state.step, 0.0
     raw = accelerator.unwrap_model(prepared)
@@ -346,7 +349,6 @@ def _save(
         tensors |= {f"{key}/{name}": tensor for key, tensor in moments.get(index, {}).items()}
     scaler = json.dumps(accelerator.scaler.state_dict()) if accelerator.scaler is not None else "{}"
     metadata = {"step": str(state.step), "recipe": _to_json(recipe), "scaler": scaler, **identity}
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
 
@@ -355,6 +357,16 @@ def _to_json(recipe: Recipe) -> str:
 
 
 # Small parts
+
+
+@contextlib.contextmanager
+def run_is_kept(folder: Path) -> Iterator[None]:
+    """Around the writing of what the run in `folder` made: its TrainingError says that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        kept = f"nothing is lost, {folder} holds the run: the same command with --resume writes it at once"
+        raise TrainingError(f"{say(error)}; {kept}") from error
 
 
 def _seed(seed: int, draw: int) -> int:

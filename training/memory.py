@@ -34,8 +34,8 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from huvidpo import command
 from huvidpo.catalog import Component, Model, load_catalog
-from huvidpo.errors import HuViDPOError
 from huvidpo.unet import VideoUNet, video_config
 from training.adapter import adapter_off, add_adapter
 from training.loop import TrainingError, select_trainable
@@ -379,11 +379,7 @@ def table(columns: dict[str, Memory], others: int) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"training.memory: {error}", file=sys.stderr)
-        return 2
+    return command.run("training.memory", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from huvidpo import command
 from huvidpo.catalog import load_catalog
 from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
-from huvidpo.errors import CheckpointError, HuViDPOError
-from huvidpo.files import hash_tensors
+from huvidpo.errors import CheckpointError
+from huvidpo.files import hash_tensors, make_way
 from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge, pair_halves
 from huvidpo.unet import VideoUNet, fingerprint
@@ -82,15 +83,12 @@ def lora_alpha(file: Path, metadata: dict[str, str], adapters: dict[str, Tensor]
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"training.merge: {error}", file=sys.stderr)
-        return 2
+    return command.run("training.merge", lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
     model = load_catalog().model(args.model)
+    make_way(args.out)
     metrics = _read_metrics(args.metrics) if args.metrics else {}
     unet = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
     tensors, lineage = merge_files(unet, args.stage1, args.lora)

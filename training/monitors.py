@@ -91,7 +91,6 @@ class Monitors:
         found = {"step": step, **metrics} | ({"grad_norm": float(np.mean(norms))} if norms else {})
         self.steps = []
         self.evaluations = [*self._until(step - 1), found]  # a resumed run makes some again
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(evaluation) + "\n" for evaluation in self.evaluations)
         write_text(self.folder / FILE, text)
         plot(self.evaluations, self.folder / PLOT)

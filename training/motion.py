@@ -10,12 +10,13 @@ CLIPS is a folder of videos with captions or a latent store (`training.data` say
 receives the trained tensors only, fp16, with their provenance; with `trainable=all` OUT is a folder with the
 whole VideoUNet. Checkpoint, TensorBoard events and sample clips go to `runs/motion/<model>-<category>`.
 SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from there. Several
-processes: `accelerate launch -m training.motion`.
+processes: `torchrun --nproc-per-node N -m -- training.motion ...`, on GPUs also `accelerate launch -m`.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,19 +29,18 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from huvidpo import video
+from huvidpo import command, video
 from huvidpo.catalog import Catalog, Component, Model, load_catalog
 from huvidpo.checkpoint import save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
-from huvidpo.errors import HuViDPOError
-from huvidpo.files import write_bytes
+from huvidpo.files import make_folder, make_way, write_bytes
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
 from training.data import Clips, embed_texts, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
 from training.lineage import commit, write_network
-from training.loop import STOPPED, Trained, TrainingError, select_trainable, train
+from training.loop import STOPPED, Trained, TrainingError, run_is_kept, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
 from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override, recipe_of
 
@@ -99,7 +99,7 @@ class MotionTask:
         row, options = self.clips.eval_rows[:1], self.sampling
         captions = [self.clips.captions[row[0]]]
         (clip,) = sample_clips(self.pipeline, self._latents(row)[:, :, 0], captions, self.texts, options)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_bytes(folder / f"step_{step:06d}.mp4", video.encode(clip, options.fps))
 
     def _rows(self, draw: int) -> np.ndarray:
@@ -174,12 +174,34 @@ def run(
 def start_accelerate(recipe: Recipe) -> Accelerator:
     """Of several processes, those that wait while the main one encodes, inverts or evaluates wait for as long
     as it takes: torch would end them after 10 minutes (NCCL) or 30 (gloo). A process that dies is noticed by
-    the launcher, not by the others' impatience. Raises TrainingError for fp16 without a GPU.
+    the launcher, not by the others' impatience. Raises TrainingError for fp16 without a GPU, and where not
+    as many processes work together as were asked for: alone, each would write the same files.
     """
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision fp16 needs a GPU; on a CPU use --set precision=bf16 (or fp32)")
     precision = "no" if recipe.precision == "fp32" else recipe.precision
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    on_cpu = not torch.cuda.is_available()
+    _check_launch(on_cpu)
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    # without `cpu`, accelerate makes of torchrun's processes on a CPU so many strangers
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[patient])
+    if accelerator.num_processes != command.launched():
+        raise TrainingError(
+            f"{command.launched()} processes started and do not find each other; use torchrun"
+        )
+    return accelerator
+
+
+def _check_launch(on_cpu: bool) -> None:
+    asked, local = command.launched(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # its mark of several processes, when it starts but one: as it does on CPUs
+    if asked == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
+        raise TrainingError(
+            "accelerate launch was asked for several processes and started one, as it does on CPUs: start "
+            "torchrun --nproc-per-node N -m -- training.motion (or training.dpo) instead"
+        )
+    if not on_cpu and local > torch.cuda.device_count():
+        raise TrainingError(f"{local} processes want as many GPUs, here are {torch.cuda.device_count()}")
 
 
 def build_task(
@@ -252,11 +274,7 @@ def write_base(folder: Path, unet: VideoUNet, weights: dict[str, Tensor], proven
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        return _main(args)
-    except HuViDPOError as error:
-        print(f"training.motion: {error}", file=sys.stderr)
-        return 2
+    return command.run("training.motion", lambda: _main(args), several=True)
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -270,18 +288,22 @@ def _main(args: argparse.Namespace) -> int:
         raise TrainingError(f"--category is missing; known: {', '.join(catalog.categories)}")
     name = catalog.category(args.category).name if args.category else "base"
     folder = args.run or Path("runs") / "motion" / f"{model.name}-{name}"
+    make_folder(folder)
+    make_folder(args.out.parent) if whole else make_way(args.out)
 
     trained, unet, provenance = run(
         recipe, model, name, args.clips, folder, base=args.base, resume=args.resume
     )
     if not trained.complete:
-        print(f"stopped and saved at step {trained.step} of {recipe.steps}; go on with --resume")
+        if PartialState().is_main_process:
+            print(f"stopped and saved at step {trained.step} of {recipe.steps}; go on with --resume")
         return STOPPED
     if PartialState().is_main_process:
-        if whole:
-            write_base(args.out, unet, trained.weights, provenance)
-        else:
-            write_weights(args.out, trained.weights, provenance)
+        with run_is_kept(folder):
+            if whole:
+                write_base(args.out, unet, trained.weights, provenance)
+            else:
+                write_weights(args.out, trained.weights, provenance)
         print(f"{args.out}: {trained.step} steps, {trained.seconds_per_step:.2f} s/step")
     return 0
 

@@ -353,3 +353,24 @@ def test_damaged_files_raise_errors_of_ours_alone(
             read(file)
         except CheckpointError:
             continue
+
+
+def test_equal_runs_write_equal_files(tmp_path):
+    """safetensors leaves the order of its metadata to chance; the trainers write a dozen facts."""
+    facts = {f"fact {i} \u00e4\n": f'{i}"' for i in range(12)}
+    tensors = {"b": torch.ones(3), "a": torch.zeros(2, 2, dtype=torch.float16)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for file in files:
+        save_tensors(file, tensors, facts)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert read_metadata(files[0]) == facts
+    for name, tensor in load_tensors(files[0]).items():
+        assert torch.equal(tensor, tensors[name])
+
+
+def test_a_full_disk_is_an_error_of_the_disk_with_the_files_name(tmp_path, small_files):
+    file = tmp_path / "a.safetensors"
+    with small_files(1000), pytest.raises(OSError, match="File too large") as full:
+        save_tensors(file, {"a": torch.ones(1000)}, {})
+    assert full.value.filename == str(file)
+    assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,7 @@ def test_given_first_frame_and_options(tmp_path: Path, capsys: pytest.CaptureFix
         (["--steps", "0"], "steps: got 0, expected a whole number from 1 to 1000"),
         (["--seed", "-1"], "seed: got -1"),
         (["--out", "clip.avi"], "format: got 'avi', allowed: mp4, gif, webp"),
-        (["--out", "nowhere/clip.mp4"], "out: there is no folder nowhere"),
+        (["--out", "/dev/null/clip.mp4"], "cannot write to /dev/null: File exists"),
         (["--first-frame", "nowhere.png"], "first_frame: not a readable image"),
     ],
 )

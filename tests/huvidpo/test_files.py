@@ -1,14 +1,18 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from huvidpo.errors import FolderError
 from huvidpo.files import (
     hash_facts,
     hash_file,
     hash_tensors,
+    make_folder,
+    make_way,
     whole_file,
     whole_folder,
     write_bytes,
@@ -117,3 +121,40 @@ def test_hash_of_facts_does_not_depend_on_the_order_of_keys(tmp_path):
     text = json.dumps({"a": str(tmp_path), "b": [1, None]})
     assert hash_facts(facts) == hashlib.sha256(text.encode()).hexdigest()
     assert hash_facts(["a", "b"]) != hash_facts(["b", "a"])
+
+
+# Folders and disks
+
+
+def test_missing_folders_are_made_and_nothing_is_left_in_them(tmp_path):
+    make_way(tmp_path / "a" / "b" / "c.mp4")
+    make_folder(tmp_path / "a" / "b", room=1)
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_what_cannot_be_written_to_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FolderError, match=r"cannot write to .*/file/x: Not a directory; .* choose another"):
+        make_folder(tmp_path / "file" / "x")
+    with pytest.raises(FolderError, match=r"cannot write to .*/file: File exists; it is a file"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(FolderError, match="it is a folder; name a file"):
+        make_way(tmp_path)
+    if Path("/sys/kernel").is_dir():  # no file can be made there, not even by root
+        with pytest.raises(FolderError, match=r"cannot write to /sys/kernel: .*; choose a folder"):
+            make_folder(Path("/sys/kernel"))
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(FolderError, match=r"MB are free, 4,611,686,018,427 MB are needed; make room"):
+        make_folder(tmp_path, room=2**62)
+
+
+def test_a_disk_that_fills_leaves_the_old_file_and_names_it(tmp_path, small_files):
+    target = tmp_path / "a.bin"
+    write_bytes(target, b"old")
+    with small_files(1000), pytest.raises(OSError, match="File too large") as full:
+        write_bytes(target, bytes(5000))
+    assert full.value.filename == str(target)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]

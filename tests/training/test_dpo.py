@@ -599,22 +599,20 @@ def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, c
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(tiny_family, rated_clips, tmp_path):
-    """Two gloo processes with one pair each, and one process that accumulates two pairs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    gloo = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    ranks = [gloo | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} for rank in (0, 1)]
-    jobs = [("two", "accumulation=1", rank) for rank in ranks] + [("one", "accumulation=2", {})]
+    """torchrun's two processes with one pair each, and one process that accumulates two pairs."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     processes = []
-    for name, accumulation, environment in jobs:
+    for name, accumulation, launcher in (
+        ("two", "accumulation=1", torchrun),
+        ("one", "accumulation=2", ["-m"]),
+    ):
         out = tmp_path / f"{name}.safetensors"
         settings = ("adam_eps=1e-4", "log_every=1", accumulation)
         command = arguments(tiny_family, rated_clips, out, "--steps", "3", settings=settings)
         process = subprocess.Popen(
-            [sys.executable, "-m", "training.dpo", *command],
+            [sys.executable, *launcher, "training.dpo", *command],
             cwd=PROJECT_ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from clips import write_clip
 
-from huvidpo.catalog import DEFAULT_MODEL
+from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
 from huvidpo.unet import VideoUNet
 from training.inversion import invert_clips
@@ -138,4 +140,55 @@ def test_sigterm_saves_and_is_no_success(tiny_family, clips, tmp_path, capsys):
     assert main(arguments(clips, out, "--steps", "100000")) == STOPPED == 3
     assert "stopped and saved at step" in capsys.readouterr().out
     assert int(read_metadata(checkpoint)["step"]) >= 2
+    assert not out.exists()
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_read(tiny_family, tmp_path, capsys):
+    """`tmp_path / "clips"` is not there: a run would fail at it, too, but later."""
+    (tmp_path / "file").touch()
+    for out, message in {"file/horse.safetensors": "it is a file", "": "it is a folder; name a file"}.items():
+        given = arguments(tmp_path / "clips", tmp_path / "x", "--run", str(tmp_path / "run"))
+        given[given.index("--out") + 1] = str(tmp_path / out)
+        assert main(given) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("training.motion: ")
+        assert message in error
+    given = arguments(tmp_path / "clips", tmp_path / "x.safetensors", "--run", str(tmp_path / "file"))
+    assert main(given) == 2
+    assert f"cannot write to {tmp_path}/file: File exists" in capsys.readouterr().err
+
+
+def test_what_is_trained_outlives_a_disk_that_fills_at_the_end(
+    tiny_family, clips, tmp_path, capsys, small_files
+):
+    out = tmp_path / "horse.safetensors"
+    given = arguments(clips, out, "--steps", "2")
+    assert main(given) == 0
+    wanted = out.read_bytes()
+    out.unlink()
+    with small_files(5000):  # the checkpoint is there; the weights are larger
+        assert main([*given, "--resume"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"training.motion: {out}: File too large; nothing is lost, {tmp_path}/run holds the run: the same "
+        "command with --resume writes it at once"
+    )
+    assert not out.exists()
+    assert main([*given, "--resume"]) == 0
+    assert out.read_bytes() == wanted
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="with GPUs accelerate starts as many as it is asked for"
+)
+def test_several_processes_are_several_or_none(tiny_family, clips, tmp_path):
+    """accelerate launch starts one process on a CPU, whatever it is asked for (torchrun's: test_dpo)."""
+    out = tmp_path / "horse.safetensors"
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "training.motion"]
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments(clips, out, "--steps", "1")],
+        cwd=PROJECT_ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "training.motion: accelerate launch was asked for several processes and started one" in done.stderr
     assert not out.exists()
