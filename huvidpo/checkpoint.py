@@ -139,10 +139,10 @@ def save_tensors(path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping
         try:
             save_file(plain, part, metadata=dict(metadata))
         except SafetensorError as error:  # of a disk, whose error number is in the text alone
-            number = re.search(r"os error (\d+)", str(error))
-            raise (
-                OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
-            ) from error
+            if found := re.search(r"os error (\d+)", str(error)):
+                number = int(found[1])
+                raise OSError(number, os.strerror(number), str(path)) from error
+            raise
         _sort_header(part)
 
 

@@ -177,7 +177,8 @@ def make(
     lineage = lineage_of(weights)
     entries: list[ClipEntry] = []
     strips: list[Image.Image] = []
-    clips = render(model, category, weights, plans, pictures)
+    clips = render(model, category, weights, plans, pictures)  # as they are asked for
+    make_folder(out)
     for i, (p, clip) in enumerate(
         zip(plans, tqdm(clips, total=len(plans), desc=category.name, unit="clip"), strict=True)
     ):
@@ -220,7 +221,6 @@ def _main(args: argparse.Namespace) -> int:
     for name in ("count", "seeds_per_prompt"):
         if getattr(args, name) < 1:
             raise InvalidRequest(f"{name}: got {getattr(args, name)}, expected 1 or more", name)
-    make_folder(args.out)
     if (args.out / CAPTIONS_FILE).exists():
         raise InvalidRequest(f"out: {args.out} already holds clips, which may have been rated: name another")
     weights = args.weights or model.categories / category.weights

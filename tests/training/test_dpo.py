@@ -602,10 +602,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(tiny_family, rated_c
     """torchrun's two processes with one pair each, and one process that accumulates two pairs."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     processes = []
-    for name, accumulation, launcher in (
-        ("two", "accumulation=1", torchrun),
-        ("one", "accumulation=2", ["-m"]),
-    ):
+    jobs = [("two", "accumulation=1", torchrun), ("one", "accumulation=2", ["-m"])]
+    for name, accumulation, launcher in jobs:
         out = tmp_path / f"{name}.safetensors"
         settings = ("adam_eps=1e-4", "log_every=1", accumulation)
         command = arguments(tiny_family, rated_clips, out, "--steps", "3", settings=settings)

@@ -158,9 +158,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_read(tiny_family, tmp
     assert f"cannot write to {tmp_path}/file: File exists" in capsys.readouterr().err
 
 
-def test_what_is_trained_outlives_a_disk_that_fills_at_the_end(
-    tiny_family, clips, tmp_path, capsys, small_files
-):
+def test_a_disk_that_fills_at_the_end_loses_nothing(tiny_family, clips, tmp_path, capsys, small_files):
     out = tmp_path / "horse.safetensors"
     given = arguments(clips, out, "--steps", "2")
     assert main(given) == 0
