@@ -127,7 +127,8 @@ class JobEngine:
         if waiting >= self.settings.max_queued_jobs:
             raise QueueFull(f"{waiting} jobs are waiting, try again in a minute", 60)
         options = {name: getattr(plan.clip.options, name) for name in ("steps", "guidance", "frames", "fps")}
-        decided = request.model_copy(update=options | {"seed": plan.clip.seed, "first_frame": None})
+        options |= {"seed": plan.clip.seed, "style": plan.clip.style, "first_frame": None}
+        decided = request.model_copy(update=options)
         job = new_job(f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source)
         if frame is not None:
             await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
