@@ -44,7 +44,7 @@ from huvidpo.engines.manifest import (
     size_of,
     write_manifest,
 )
-from huvidpo.engines.networks import PRECISIONS, ROWS, Network, Row, network_of
+from huvidpo.engines.networks import PRECISIONS, ROWS, Network, Row, network_of, rows_of
 from huvidpo.errors import EngineError
 from huvidpo.files import hash_file, hash_tensors, make_folder
 from huvidpo.loading import load_category, load_part, load_video_unet
@@ -245,7 +245,7 @@ def _main(args: argparse.Namespace) -> int:
     catalog = load_catalog()
     model = catalog.model(args.model)
     categories = list(catalog.categories) if "all" in args.category else args.category
-    rows = [row for row in ROWS.values() if not args.network or row.name in args.network]
+    rows = [row for row in rows_of(model) if not args.network or row.name in args.network]
     target = target_of(args.backend or default_backend(), args.target)
     cache: Path = args.cache or engines_folder()
     make_folder(cache)

@@ -2,6 +2,7 @@
 
 python -m huvidpo "a white horse runs on Mars" --category horse --style cartoon --out horse.mp4
 python -m huvidpo "winter waterfall" --category waterfall --first-frame mine.png --seed 7 --format gif
+python -m huvidpo "a white horse runs on Mars" --category horse --model sd14 --device cuda --dtype float16
 python -m huvidpo "a white horse runs on Mars" --server http://localhost:3000 --out horse.mp4
 """
 
@@ -20,11 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from huvidpo import command
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, load_catalog
-from huvidpo.config import ClipRequest
+from huvidpo.config import BACKENDS, ClipRequest
 from huvidpo.errors import InvalidRequest
 from huvidpo.files import make_way, write_bytes
 from huvidpo.video import FORMATS, encode, read_image
 
+DTYPES = ("float32", "float16", "bfloat16")
 console = Console(stderr=True)
 
 
@@ -70,7 +72,35 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
     )
     parser.add_argument("--frames", "--num-frames", type=int, help="frames of the clip")
     parser.add_argument("--negative-prompt", help="what to avoid (default: the style's)")
+    here = parser.add_argument_group("without --server")
+    here.add_argument("--first-frame-steps", type=int, help="denoising steps of the first frame")
+    here.add_argument("--first-frame-size", type=_size, metavar="HEIGHTxWIDTH", help="pixels, multiples of 8")
+    here.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    here.add_argument("--dtype", choices=DTYPES, help="default: float16 on a GPU, else float32")
+    here.add_argument("--backend", choices=BACKENDS, help="what runs the networks (default: torch)")
     return parser.parse_args(arguments)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.lower().split("x")
+    return int(height), int(width)
+
+
+def _placement(args: argparse.Namespace) -> dict[str, Any]:
+    """Where and how the pipelines compute. Raises InvalidRequest for a device that is not here."""
+    import torch
+
+    try:
+        device = torch.device(args.device) if args.device else None
+        if device is not None:
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidRequest(
+            f"device: got {args.device!r}, which cannot be used: {reason}", "device"
+        ) from error
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return {"device": device, "dtype": dtype, "backend": args.backend or "torch"}
 
 
 def _request(args: argparse.Namespace, catalog: Catalog) -> ClipRequest:
@@ -84,7 +114,13 @@ def _request(args: argparse.Namespace, catalog: Catalog) -> ClipRequest:
         style=catalog.style(args.style).name,
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         negative_prompt=args.negative_prompt,
-        options=options.replace(steps=args.steps, guidance=args.guidance, frames=args.frames),
+        options=options.replace(
+            steps=args.steps,
+            guidance=args.guidance,
+            frames=args.frames,
+            first_frame_steps=args.first_frame_steps,
+            first_frame_size=args.first_frame_size,
+        ),
     )
 
 
@@ -139,13 +175,19 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     out, format = _target(args)
     print(f"seed {request.seed}", flush=True)
     command.quiet_libraries()
-    first_frame = read_image(args.first_frame) if args.first_frame else _first_frame(args.model, request)
+    given = read_image(args.first_frame) if args.first_frame else None
 
     # imported here and in _first_frame: torch loads only once the request is known to be good
+    from huvidpo.loading import device_and_dtype, fetch
     from huvidpo.pipeline import VideoPipeline
 
+    place = _placement(args)
+    stages = ["video"] if given is not None else ["first_frame", "video"]
+    fetch(load_catalog().model(args.model), device_and_dtype(place["device"], place["dtype"])[1], stages)
+    first_frame = _first_frame(args.model, request, place) if given is None else given
     video = _timed(
-        "load video model", lambda: VideoPipeline.from_catalog(args.model, categories=[request.category])
+        "load video model",
+        lambda: VideoPipeline.from_catalog(args.model, categories=[request.category], **place),
     )
     clip = _timed("video", lambda on_step: video([request], [first_frame], on_step)[0], request.options.steps)
     data = _timed("encode", lambda: encode(clip, request.options.fps, format))
@@ -153,10 +195,10 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     print(f"{out}: {len(data)} bytes, {request.options.frames} frames at {request.options.fps} per second")
 
 
-def _first_frame(model: str, request: ClipRequest) -> np.ndarray:
+def _first_frame(model: str, request: ClipRequest, place: dict[str, Any]) -> np.ndarray:
     from huvidpo.pipeline import FirstFramePipeline
 
-    pipeline = _timed("load first-frame model", lambda: FirstFramePipeline.from_catalog(model))
+    pipeline = _timed("load first-frame model", lambda: FirstFramePipeline.from_catalog(model, **place))
     steps = request.options.first_frame_steps
     return _timed("first frame", lambda on_step: pipeline([request], on_step)[0], steps)
 

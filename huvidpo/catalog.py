@@ -6,9 +6,12 @@ may hold more `*.toml` files of the same form; an entry there replaces the built
 A component of a model is written `{ path = "...", subfolder = "..." }` for a local folder or
 `{ repo = "owner/name", subfolder = "..." }` for the model hub. Relative paths resolve against the folder
 named by HUVIDPO_WEIGHTS where they exist there, else against the project root; a repo that exists as
-`$HUVIDPO_WEIGHTS/owner/name` is read from there.
+`$HUVIDPO_WEIGHTS/owner/name` is read from there. A model may be written `like` an earlier one, with
+what differs.
 """
 
+import dataclasses
+import functools
 import os
 import tomllib
 from pathlib import Path
@@ -91,7 +94,7 @@ class Model:
     """A pair of first-frame and video models, and the sampling options measured for it."""
 
     name: str
-    first_frame: _Part  # a StableDiffusionXLPipeline folder
+    first_frame: _Part  # folder of a StableDiffusionXLPipeline, or of a StableDiffusionPipeline
     video_unet: _Part  # a VideoUNet, a UNet2DConditionModel (inflated on load) or a LAMP checkpoint
     video_scheduler: _Part
     video_text_encoder: _Part
@@ -173,7 +176,8 @@ def _read_file(path: Path, catalog: Catalog) -> None:
         raise CatalogError(f"{path}: {error}") from error
     if unknown := set(tables) - set(_SECTIONS):
         raise CatalogError(f"{path}: unknown section {sorted(unknown)}, known: {', '.join(_SECTIONS)}")
-    kinds: dict[str, Any] = {"models": _model, "categories": Category, "styles": Style}
+    model = functools.partial(_model, catalog.models)
+    kinds: dict[str, Any] = {"models": model, "categories": Category, "styles": Style}
     for section, entries in tables.items():
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise CatalogError(f"{path}: expected tables [{section}.<name>]")
@@ -184,11 +188,20 @@ def _read_file(path: Path, catalog: Catalog) -> None:
                 raise CatalogError(f"{path}: [{section}.{name}]: {error}") from error
 
 
-def _model(video: Any = None, **entry: Any) -> Model:
-    """`video`: the table of the video model's parts."""
-    if not isinstance(video, dict):
+def _model(known: dict[str, Model], like: Any = None, video: Any = None, **entry: Any) -> Model:
+    """`video`: the table of the video model's parts. `like`: a model of `known`, whose parts and defaults
+    stand where the entry has none of its own.
+    """
+    if like is not None and like not in known:
+        raise CatalogError(f"like: got {like!r}, known by then: {', '.join(known)}")
+    inherited: dict[str, Any] = {}
+    if like is not None:
+        inherited = {field.name: getattr(known[like], field.name) for field in dataclasses.fields(Model)}
+        if isinstance(entry.get("defaults"), dict):
+            entry["defaults"] = known[like].defaults.replace(**entry["defaults"])
+    if not isinstance(video, dict) and not (inherited and video is None):
         raise CatalogError("video: expected a table of the video model's parts")
-    return Model(**entry | {f"video_{part}": where for part, where in video.items()})
+    return Model(**inherited | entry | {f"video_{part}": where for part, where in (video or {}).items()})
 
 
 def _look_up(entries: dict[str, _Entry], kind: str, name: str) -> _Entry:

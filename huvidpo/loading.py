@@ -7,15 +7,22 @@ error: every network of theirs comes through `load_part`.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from huvidpo import hub
 from huvidpo.catalog import Component, Model
 from huvidpo.checkpoint import (
     Module,
@@ -25,6 +32,7 @@ from huvidpo.checkpoint import (
     first_line,
     listing,
     load_lamp,
+    read_json,
     read_metadata,
     with_weights,
 )
@@ -83,6 +91,7 @@ def readable(what: str, source: Component) -> Iterator[None]:
 
 def load_config(kind: Any, source: Component) -> dict[str, Any]:
     """The config of a part of diffusers' class `kind`, as it stands in its file."""
+    source = hub.local(source, kind.config_name)
     with readable(kind.__name__, source):
         return dict(kind.load_config(source.location, subfolder=source.subfolder).items())
 
@@ -90,17 +99,20 @@ def load_config(kind: Any, source: Component) -> dict[str, Any]:
 def load_part(kind: Any, source: Component, dtype: torch.dtype | None = None, **settings: Any) -> Any:
     """A network of diffusers or transformers, on the CPU, with exactly the tensors of its files.
 
-    `dtype` None: that of `kind`'s library. `settings` go before those of its config. Raises CheckpointError
+    `dtype` None: that of `kind`'s library; a half takes the files in float16 where there are both.
+    `settings` go before those of its config. Raises CheckpointError
     for files that are damaged or miss a tensor, and for a tensor that the network has not, that is of another
     shape or not finite.
     """
-    name = kind.__name__
+    name, half = kind.__name__, is_half(dtype)
     options = {} if dtype is None else {"dtype": dtype}
+    source = hub.local(source, hub.NETWORK, half)
     with readable(name, source):
+        found = hub.weights([file.name for file in folder_of(source).iterdir()], half)
         network, report = kind.from_pretrained(
             source.location,
             subfolder=source.subfolder,
-            variant=_variant(source),
+            variant=found[0] or None if found else None,
             output_loading_info=True,
             **options,
             **settings,
@@ -120,11 +132,85 @@ def load_part(kind: Any, source: Component, dtype: torch.dtype | None = None, **
     return network
 
 
-def _variant(source: Component) -> str | None:
-    """ "fp16" for a local folder that has its weights by no other name."""
-    folder = folder_of(source)
-    names = [file.name for suffix in ("safetensors", "bin") for file in folder.glob(f"*.{suffix}")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
+def is_half(dtype: torch.dtype | None) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def load_first_frame_pipe(model: Model, device: torch.device, dtype: torch.dtype) -> Any:
+    """The StableDiffusionXLPipeline, or StableDiffusionPipeline, of `model` with its networks on `device`.
+
+    Raises CheckpointError as `load_part`, and for a pipeline of another class.
+    """
+    whole, encoders = model.first_frame, first_frame_encoders(model)
+    folders = {name: Component(whole.location, name) for name in ("vae", "unet", "scheduler")}
+    parts: dict[str, Any] = {
+        "vae": load_vae(folders["vae"], device, dtype),
+        "unet": load_part(UNet2DConditionModel, model.first_frame_unet or folders["unet"], dtype),
+    }
+    for number, kind in encoders.items():
+        encoder = load_part(kind, Component(whole.location, f"text_encoder{number}"), dtype)
+        tokenizer = load_tokenizer(Component(whole.location, f"tokenizer{number}"), encoder)
+        parts |= {f"text_encoder{number}": encoder, f"tokenizer{number}": tokenizer}
+    for name in ("unet", *(f"text_encoder{number}" for number in encoders)):
+        to_device(parts[name], device)
+    if len(encoders) == 1:
+        scheduler = make_scheduler(load_scheduler_config(folders["scheduler"]), "ddim", 1)
+        return StableDiffusionPipeline(
+            **parts,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    hub.local(folders["scheduler"], "scheduler_config.json")
+    root = hub.local(whole, "model_index.json")
+    with readable("StableDiffusionXLPipeline", whole):
+        return StableDiffusionXLPipeline.from_pretrained(root.location, add_watermarker=False, **parts)
+
+
+def first_frame_encoders(model: Model) -> dict[str, Any]:
+    """The class of each text encoder of the first-frame pipeline, by the end of its name: "", "_2"."""
+    root = hub.local(model.first_frame, "model_index.json")
+    kind = read_json(folder_of(root) / "model_index.json").get("_class_name")
+    if kind == "StableDiffusionXLPipeline":
+        return {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+    if kind == "StableDiffusionPipeline":
+        return {"": CLIPTextModel}
+    raise CheckpointError(
+        f"the first-frame pipeline at {folder_of(root)} is a {kind}; known are StableDiffusionXLPipeline and "
+        "StableDiffusionPipeline"
+    )
+
+
+def fetch(model: Model, dtype: torch.dtype, stages: Sequence[str] = ("first_frame", "video")) -> None:
+    """Have what `stages` of `model` need from the hub on this machine, the size of it all said first. Raises
+    CheckpointError as `hub.fetch`. The video UNet comes in full precision: its hash is what weights of
+    categories are of.
+    """
+    half = is_half(dtype)
+    parts: list[hub.Part] = []
+    if "first_frame" in stages:
+        where = model.first_frame.location
+        for number in first_frame_encoders(model) if not Path(where).is_absolute() else ():
+            parts.append(hub.Part(Component(where, f"text_encoder{number}"), hub.NETWORK, half))
+            parts.append(hub.Part(Component(where, f"tokenizer{number}"), hub.TOKENIZER))
+        parts.append(hub.Part(model.first_frame_unet or Component(where, "unet"), hub.NETWORK, half))
+        parts += _vae_parts(Component(where, "vae"), dtype)
+        parts.append(hub.Part(Component(where, "scheduler"), DDIMScheduler.config_name))
+    if "video" in stages:
+        parts.append(hub.Part(model.video_unet, hub.NETWORK))
+        parts.append(hub.Part(model.video_text_encoder, hub.NETWORK, half))
+        parts.append(hub.Part(model.video_tokenizer, hub.TOKENIZER))
+        parts += _vae_parts(model.video_vae, dtype)
+        parts.append(hub.Part(model.video_scheduler, DDIMScheduler.config_name))
+    hub.fetch(parts)
+
+
+def _vae_parts(source: Component, dtype: torch.dtype) -> list[hub.Part]:
+    if Path(source.location).is_absolute():
+        return []
+    half = is_half(vae_dtype(load_config(AutoencoderKL, source), dtype))
+    return [hub.Part(source, hub.NETWORK, half)]
 
 
 def load_tokenizer(source: Component, text_encoder: Any) -> CLIPTokenizer:
@@ -133,6 +219,7 @@ def load_tokenizer(source: Component, text_encoder: Any) -> CLIPTokenizer:
     Raises CheckpointError for damaged files and for another vocabulary than the text encoder's: transformers
     makes an empty one of missing files.
     """
+    source = hub.local(source, hub.TOKENIZER)
     with readable("CLIPTokenizer", source):
         tokenizer = CLIPTokenizer.from_pretrained(source.location, subfolder=source.subfolder)
     config = getattr(text_encoder.config, "text_config", text_encoder.config)
@@ -165,8 +252,12 @@ def load_scheduler_config(source: Component) -> dict[str, Any]:
 
 
 def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """SDXL's VAE overflows in float16: one that says `force_upcast`, or nothing, stays in float32."""
-    return torch.float32 if config.get("force_upcast", True) else dtype
+    """SDXL's VAE overflows in float16 and says `force_upcast`: it stays in float32. Those of Stable Diffusion
+    1.x and 2.x, which say nothing, run in float16; in bfloat16, whose steps show in a picture, one must say
+    that it may.
+    """
+    upcast = config.get("force_upcast", dtype == torch.bfloat16)
+    return torch.float32 if upcast else dtype
 
 
 def load_vae(source: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
@@ -195,9 +286,10 @@ def load_video_unet(source: Component, dtype: torch.dtype, attention: str | None
     `attention`: see `video_unet_config`.
     """
     with readable("the video UNet", source):
-        kind, folder = load_config(VideoUNet, source).get("_class_name"), folder_of(source)
+        kind = load_config(VideoUNet, source).get("_class_name")
         mode = video_unet_config(source, attention)["attention_mode"]
         if kind == "UNet3DConditionModel":
+            folder = folder_of(hub.local(source, hub.NETWORK))
             unet = nn.Module.to(VideoUNet.from_lamp(folder, mode), dtype)  # diffusers' own .to warns
             check_finite(unet.state_dict(), f"the video UNet at {folder}")
             return unet

@@ -12,28 +12,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from huvidpo.attention import KeysValues
-from huvidpo.catalog import Catalog, Component, load_catalog
+from huvidpo.catalog import Catalog, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines.base import EngineSpec, OnLoad
+from huvidpo.engines.networks import first_frame_row
 from huvidpo.engines.select import place_modules
 from huvidpo.errors import InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import (
     check_present,
     device_and_dtype,
+    fetch,
     load_categories,
+    load_first_frame_pipe,
     load_part,
     load_scheduler_config,
     load_tokenizer,
     load_vae,
     load_video_unet,
-    readable,
-    to_device,
 )
 from huvidpo.schedule import (
     Denoiser,
@@ -51,16 +56,20 @@ from huvidpo.unet import VideoUNet
 from huvidpo.video import crop_to_aspect
 
 VIDEO_SEED_OFFSET = 0x9E3779B9  # so that the video's noise is not the first frame's
-# Folders of a StableDiffusionXLPipeline.
-SDXL_PARTS = ("vae", "unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 class FirstFramePipeline:
-    """Prompt and style -> one image, by a StableDiffusionXLPipeline whose UNet may be a DPO-aligned one."""
+    """Prompt and style -> one image, by SDXL, whose UNet may be a DPO-aligned one, or by SD 1.x."""
 
-    def __init__(self, pipe: StableDiffusionXLPipeline, catalog: Catalog, backend: str = "torch"):
+    def __init__(
+        self,
+        pipe: StableDiffusionXLPipeline | StableDiffusionPipeline,
+        catalog: Catalog,
+        backend: str = "torch",
+    ):
         """`backend`: what the UNet runs on, see engines/select.py."""
         self.pipe = pipe
+        self.sdxl = isinstance(pipe, StableDiffusionXLPipeline)
         self.catalog = catalog
         self.backend = backend
 
@@ -84,21 +93,8 @@ class FirstFramePipeline:
         entry = catalog.model(model)
         check_present(entry)
         device, dtype = device_and_dtype(device, dtype)
-        whole = entry.first_frame
-        folders = {name: Component(whole.location, name) for name in SDXL_PARTS}
-        parts: dict[str, Any] = {
-            "vae": load_vae(folders["vae"], device, dtype),
-            "unet": load_part(UNet2DConditionModel, entry.first_frame_unet or folders["unet"], dtype),
-            "text_encoder": load_part(CLIPTextModel, folders["text_encoder"], dtype),
-            "text_encoder_2": load_part(CLIPTextModelWithProjection, folders["text_encoder_2"], dtype),
-        }
-        for number in ("", "_2"):
-            encoder = parts[f"text_encoder{number}"]
-            parts[f"tokenizer{number}"] = load_tokenizer(folders[f"tokenizer{number}"], encoder)
-        with readable("StableDiffusionXLPipeline", whole):
-            pipe = StableDiffusionXLPipeline.from_pretrained(whole.location, add_watermarker=False, **parts)
-        for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
-            to_device(module, device)
+        fetch(entry, dtype, ["first_frame"])
+        pipe: Any = load_first_frame_pipe(entry, device, dtype)
         options, factor = entry.defaults, pipe.vae_scale_factor
         height, width = (side // factor for side in options.first_frame_size)
         spec = EngineSpec(
@@ -111,9 +107,10 @@ class FirstFramePipeline:
             tokens=pipe.tokenizer.model_max_length,
             on_load=on_load,
         )
-        modules = {"first_frame_unet": {"": pipe.unet}, "first_frame_vae_decoder": {"": pipe.vae}}
+        unet = first_frame_row(pipe.unet.config)
+        modules = {unet: {"": pipe.unet}, "first_frame_vae_decoder": {"": pipe.vae}}
         used, parts = place_modules(backend, modules, spec)
-        pipe.unet, pipe.vae = parts["first_frame_unet"][""], parts["first_frame_vae_decoder"][""]
+        pipe.unet, pipe.vae = parts[unet][""], parts["first_frame_vae_decoder"][""]
         return cls(pipe, catalog, used)
 
     @staticmethod
@@ -143,23 +140,29 @@ class FirstFramePipeline:
         _check_batch(requests, self.can_share_batch)
         for request in requests:
             self.catalog.category(request.category)
-            for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2):
-                _check_length(tokenizer, request, self.catalog)
+            for name in self.tokenizer_names:
+                _check_length(getattr(self.pipe, name), request, self.catalog)
+
+    @property
+    def tokenizer_names(self) -> tuple[str, ...]:
+        """Attributes of `pipe`."""
+        return ("tokenizer", "tokenizer_2") if self.sdxl else ("tokenizer",)
 
     def encode_prompt(self, requests: Sequence[ClipRequest]) -> dict[str, Tensor]:
-        """The SDXL pipeline's embeddings, by its argument names; no negative ones without guidance."""
+        """The pipeline's embeddings, by its argument names; no negative ones without guidance."""
         guided = requests[0].options.first_frame_guidance > 1
         names = [
             "prompt_embeds",
             "negative_prompt_embeds",
             "pooled_prompt_embeds",
             "negative_pooled_prompt_embeds",
-        ]
+        ][: 4 if self.sdxl else 2]
         encoded = [
             self.pipe.encode_prompt(
                 full_prompt(request, self.catalog),
                 negative_prompt=_negative_prompt(request, self.catalog) or None,
                 do_classifier_free_guidance=guided,
+                num_images_per_prompt=1,
                 device=self.pipe.unet.device,
             )
             for request in requests
@@ -215,8 +218,7 @@ class FirstFramePipeline:
             callback_on_step_end_tensor_inputs=[
                 "latents",
                 "prompt_embeds",
-                "add_text_embeds",
-                "add_time_ids",
+                *(("add_text_embeds", "add_time_ids") if self.sdxl else ()),
             ],
         ).images
         return _by_request(out, rows, len(requests))
@@ -225,14 +227,18 @@ class FirstFramePipeline:
         """Latents [C, h, w] -> uint8 [H, W, 3]."""
         return [None if x is None else from_latents(self.pipe.vae, x[None])[0] for x in latents]
 
-    def _private_pipe(self, steps: int) -> tuple[StableDiffusionXLPipeline, dict[str, Any]]:
+    def _private_pipe(self, steps: int) -> tuple[Any, dict[str, Any]]:
         """A pipeline of the same modules with a scheduler of its own, as both keep state between steps; and
         how to ask it for `steps`.
         """
         scheduler, schedule = first_frame_schedule(self.pipe.scheduler, steps)
-        zeros = self.pipe.config.force_zeros_for_empty_prompt
         parts = self.pipe.components | {"scheduler": scheduler}
-        pipe = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        if self.sdxl:
+            zeros = self.pipe.config.force_zeros_for_empty_prompt
+            own = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+        else:
+            own = {"requires_safety_checker": False}
+        pipe = type(self.pipe)(**parts, **own)
         pipe.set_progress_bar_config(disable=True)
         return pipe, schedule
 
@@ -282,6 +288,7 @@ class VideoPipeline:
         entry = catalog.model(model)
         check_present(entry)
         device, dtype = device_and_dtype(device, dtype)
+        fetch(entry, dtype, ["video"])
         base = load_video_unet(entry.video_unet, torch.float32, entry.attention_mode).eval()
         chosen = [catalog.category(name) for name in categories or catalog.categories]
         files = {category.name: entry.categories / category.weights for category in chosen}

@@ -58,7 +58,7 @@ class FirstFrameModel:
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
         # of its own: a tokenizer serves one thread at a time, and jobs are checked beside the computing one
         self._checking.pipe = copy.copy(pipeline.pipe)
-        for name in ("tokenizer", "tokenizer_2"):
+        for name in pipeline.tokenizer_names:
             setattr(self._checking.pipe, name, copy.deepcopy(getattr(pipeline.pipe, name)))
         self.backend, self.max_batch = pipeline.backend, _max_batch([pipeline.pipe.unet])
         self.on_cpu = pipeline.pipe.unet.device.type == "cpu"

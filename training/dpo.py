@@ -347,8 +347,16 @@ def set_up_pictures(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: 
 
 
 def load_first_frame(model: Model, device: torch.device) -> FirstFramePipeline:
-    """The first-frame pipeline of `model`, float32; its prompts are whole captions."""
-    pipe = FirstFramePipeline.from_catalog(model.name, device=device, dtype=torch.float32).pipe
+    """The first-frame pipeline of `model`, float32; its prompts are whole captions.
+
+    Raises TrainingError for one that is not SDXL's.
+    """
+    pipeline = FirstFramePipeline.from_catalog(model.name, device=device, dtype=torch.float32)
+    if not pipeline.sdxl:
+        raise TrainingError(
+            f"model {model.name!r} draws by Stable Diffusion 1.x; preferences are of SDXL's UNets"
+        )
+    pipe = pipeline.pipe
     return FirstFramePipeline(pipe, Catalog({}, {}, {"": Style("", "{prompt}")}))
 
 

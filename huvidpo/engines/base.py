@@ -21,6 +21,7 @@ from huvidpo.errors import EngineError, InvalidRequest
 logger = logging.getLogger(__name__)
 
 Run = Callable[..., Tensor]
+Prove = Callable[[Run], Run]
 OnLoad = Callable[[float], None]
 """told the seconds that an engine took to load, or to compile for a new shape, while a batch waited"""
 
@@ -42,9 +43,20 @@ class EngineSpec:
 class Engine:
     """Holds what the pipelines ask of a network beside calling it."""
 
-    def __init__(self, module: Any, run: Run):
+    def __init__(self, module: Any, run: Run, prove: Prove | None = None):
+        """`prove`: called once, before the first answer, with `run`; gives what is to run from then on. None:
+        it was proved already.
+        """
         self.config, self.dtype, self.device = module.config, module.dtype, module.device
         self.run = run
+        self._prove = prove
+
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """The network's answer. Raises EngineError for a refused engine that nothing stands in for."""
+        if self._prove:
+            self.run = self._prove(self.run)
+            self._prove = None  # and with it goes the module it was compared to
+        return self.run(*inputs)
 
 
 class VideoEngine(Engine):
@@ -60,7 +72,7 @@ class VideoEngine(Engine):
         text = text_kv[0][0] if text_kv is not None else encoder_hidden_states
         if text is None:
             raise ValueError("give encoder_hidden_states [B, L, D], or text_kv from project_text")
-        return self.run(sample, per_line(timestep, sample), text)
+        return self.compute(sample, per_line(timestep, sample), text)
 
     def project_text(self, encoder_hidden_states: Tensor) -> list[KeysValues]:
         """In the form of VideoUNet's, so that callers can pick rows; it is the text as it came."""
@@ -70,8 +82,8 @@ class VideoEngine(Engine):
 class FirstFrameEngine(Engine):
     """The UNet of diffusers' SDXL pipeline."""
 
-    def __init__(self, module: Any, run: Run):
-        super().__init__(module, run)
+    def __init__(self, module: Any, run: Run, prove: Prove | None = None):
+        super().__init__(module, run, prove)
         self.add_embedding = module.add_embedding  # the pipeline checks its width
 
     def __call__(
@@ -86,19 +98,37 @@ class FirstFrameEngine(Engine):
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         added = added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"].to(sample.dtype)
-        out = self.run(sample, per_line(timestep, sample), encoder_hidden_states, *added)
+        out = self.compute(sample, per_line(timestep, sample), encoder_hidden_states, *added)
+        return UNet2DConditionOutput(sample=out) if return_dict else (out,)
+
+
+class PlainFirstFrameEngine(Engine):
+    """The UNet of diffusers' Stable Diffusion 1.x pipeline."""
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        *,
+        timestep_cond: None = None,
+        cross_attention_kwargs: None = None,
+        added_cond_kwargs: None = None,
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        out = self.compute(sample, per_line(timestep, sample), encoder_hidden_states)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
 
 class DecoderEngine(Engine):
     """A VAE whose decoder runs elsewhere; the encoder sees one image per clip and stays."""
 
-    def __init__(self, module: Any, run: Run):
-        super().__init__(module, run)
+    def __init__(self, module: Any, run: Run, prove: Prove | None = None):
+        super().__init__(module, run, prove)
         self.encode = module.encode
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        out = self.run(z)
+        out = self.compute(z)
         return DecoderOutput(sample=out) if return_dict else (out,)
 
 

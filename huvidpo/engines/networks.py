@@ -15,9 +15,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig
 
+from huvidpo import hub
 from huvidpo.catalog import Component, Model
 from huvidpo.engines import manifest
-from huvidpo.engines.base import DecoderEngine, Engine, EngineSpec, FirstFrameEngine, VideoEngine
+from huvidpo.engines.base import (
+    DecoderEngine,
+    Engine,
+    EngineSpec,
+    FirstFrameEngine,
+    PlainFirstFrameEngine,
+    VideoEngine,
+)
 from huvidpo.latents import IMAGES_AT_ONCE
 from huvidpo.loading import load_config, vae_dtype, video_unet_config
 from huvidpo.unet import VideoUNet
@@ -75,6 +83,12 @@ def call_first_frame_unet(
     return module(sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False)[0]
 
 
+def call_plain_first_frame_unet(
+    module: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
+) -> Tensor:
+    return module(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
 def call_video_unet(module: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
     """Keys and values of the prompt included: they are under 1 % of its work."""
     return module(sample, timestep, encoder_hidden_states)
@@ -114,6 +128,15 @@ ROWS = {
             (Port("prediction", "real", ("batch", "predicted", "height", "width")),),
         ),
         Row(
+            "plain_first_frame_unet",
+            UNet2DConditionModel,
+            PlainFirstFrameEngine,
+            call_plain_first_frame_unet,
+            lambda model: model.first_frame_unet or _part(model, "unet"),
+            (LATENT, TIMESTEP, PROMPT),
+            (Port("prediction", "real", ("batch", "predicted", "height", "width")),),
+        ),
+        Row(
             "first_frame_vae_decoder",
             AutoencoderKL,
             DecoderEngine,
@@ -143,6 +166,18 @@ ROWS = {
         ),
     )
 }
+
+
+def first_frame_row(config: Mapping[str, Any]) -> str:
+    """Which row a first-frame UNet of this config is: SDXL's, or that of Stable Diffusion 1.x."""
+    sdxl = config.get("addition_embed_type") == "text_time"
+    return "first_frame_unet" if sdxl else "plain_first_frame_unet"
+
+
+def rows_of(model: Model) -> list[Row]:
+    """The rows that a model has."""
+    own = first_frame_row(load_config(UNet2DConditionModel, ROWS["first_frame_unet"].component(model)))
+    return [row for row in ROWS.values() if row.kind is not UNet2DConditionModel or row.name == own]
 
 
 def sample_inputs(row: Row, sizes: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
@@ -177,7 +212,7 @@ def fixed_sizes(row: Row, config: Mapping[str, Any]) -> dict[str, int]:
         "predicted": config["out_channels"],
         "text_width": config["cross_attention_dim"],
     }
-    if row.kind is VideoUNet:
+    if all(port.name != "text_embeds" for port in row.inputs):
         return sizes
     pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
     return sizes | {"projected": pooled, "time_ids": TIME_IDS}
@@ -257,6 +292,7 @@ def axis_sizes(row: Row, model: Model, config: Mapping[str, Any], requests: int)
     height, width = spans(sides, 2 ** (len(config["block_out_channels"]) - 1))
     guided = (defaults.guidance if video else defaults.first_frame_guidance) > 1
     encoder = model.video_text_encoder if video else _part(model, "text_encoder")
+    encoder = hub.local(encoder, "config.json")
     text = CLIPTextConfig.from_pretrained(encoder.location, subfolder=encoder.subfolder)
     frames = {"frames": Span(2, defaults.frames, 2 * defaults.frames)} if video else {}
     return {

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Modules = dict[str, dict[str, Any]]
 """network -> category ("" for networks that serve all) -> the module, or what stands in for it"""
 
-UNETS = ("video_unet", "first_frame_unet")
+UNETS = ("video_unet", "first_frame_unet", "plain_first_frame_unet")
 NETWORKS = {"openvino": UNETS, "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
 """what each backend runs; the rest takes milliseconds and stays with torch"""
 
@@ -32,8 +32,9 @@ NETWORKS = {"openvino": UNETS, "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
 def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str, Modules]:
     """What the first of `modules` runs on, and `modules` with engines in place of those the backend runs.
 
-    `auto` tries what suits the device; a network that it cannot run stays with torch, alone. Of any other
-    name EngineError says why it cannot be had.
+    Every engine is proved against its module: the first that a network has now, the others before their first
+    answer. `auto` tries what suits the device; a network, or a category of it, that it cannot run or whose
+    engine is refused stays with torch, alone. Of any other name EngineError says why it cannot be had.
     """
     if backend not in BACKENDS:
         raise EngineError(f"backend: got {backend!r}, allowed: {', '.join(BACKENDS)}")
@@ -46,13 +47,20 @@ def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str
     for network in [name for name in modules if name in NETWORKS[wanted]]:
         try:
             make = _maker(wanted, modules[network], spec)
-            placed[network] = _engines(ROWS[network], modules[network], make, spec)
         except EngineError as error:
             if backend != "auto":
                 raise
-            logger.warning("%s, %s: torch serves instead of %s: %s", spec.model, network, wanted, error)
+            _say(spec, network, "", wanted, error)
+            continue
+        placed[network] = _engines(ROWS[network], modules[network], make, spec, wanted, backend == "auto")
     first = next(iter(modules))
-    return "torch" if placed[first] is modules[first] else wanted, placed
+    engines = [one for one in placed[first].values() if isinstance(one, Engine)]
+    return wanted if engines else "torch", placed
+
+
+def _say(spec: EngineSpec, network: str, category: str, backend: str, error: EngineError) -> None:
+    what = f"{spec.model}, {network} {category}".strip()
+    logger.warning("%s: torch serves instead of %s: %s", what, backend, error)
 
 
 def _maker(backend: str, same: dict[str, Any], spec: EngineSpec) -> Callable[..., Run]:
@@ -72,16 +80,44 @@ def _maker(backend: str, same: dict[str, Any], spec: EngineSpec) -> Callable[...
     return openvino
 
 
-def _engines(row: Row, same: dict[str, Any], make: Callable[..., Run], spec: EngineSpec) -> dict[str, Engine]:
-    """Categories that share a module share its engine. The first engine is checked; others load when used."""
-    engines: dict[int, Engine] = {}
+def _engines(
+    row: Row, same: dict[str, Any], make: Callable[..., Run], spec: EngineSpec, backend: str, fall_back: bool
+) -> dict[str, Any]:
+    """Of each category the engine, which those share that share a module. With `fall_back` the module itself
+    where an engine cannot be had. The first engine is proved now, the others when they are first used.
+    """
+    placed: dict[int, Any] = {}
+    proved = False
     for category, module in same.items():
-        if id(module) not in engines:
+        if id(module) in placed:
+            continue
+        try:
             run = make(row, category, module, spec)
-            if not engines:
+            prove = functools.partial(_proved, row, category, module, spec, backend, fall_back)
+            if not proved:
                 compare(row, run, module, spec)
-            engines[id(module)] = row.engine(module, run)
-    return {category: engines[id(module)] for category, module in same.items()}
+            placed[id(module)] = row.engine(module, run, prove if proved else None)
+            proved = True
+        except EngineError as error:
+            if not fall_back:
+                raise
+            _say(spec, row.name, category, backend, error)
+            placed[id(module)] = module
+    return {category: placed[id(module)] for category, module in same.items()}
+
+
+def _proved(
+    row: Row, category: str, module: Any, spec: EngineSpec, backend: str, fall_back: bool, run: Run
+) -> Run:
+    """`run`, or with `fall_back` the module in its place where it is refused. Raises EngineError without."""
+    try:
+        compare(row, run, module, spec)
+    except EngineError as error:
+        if not fall_back:
+            raise
+        _say(spec, row.name, category, backend, error)
+        return functools.partial(row.call, module)
+    return run
 
 
 @torch.no_grad()

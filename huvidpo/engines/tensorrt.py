@@ -34,13 +34,19 @@ def tensorrt(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
 
     Raises EngineError if no flavour is installed, or none has a plan that may be used here.
     """
-    capability = "{}.{}".format(*torch.cuda.get_device_capability(spec.device))
-    precision = str(module.dtype).removeprefix("torch.")
-    weights = hash_tensors(module.state_dict(), precision)
-    refusals = []
+    refusals, devices = [], {}
     for flavour in FLAVOURS:
         try:
-            device = open_device(flavour, spec.device)
+            devices[flavour] = open_device(flavour, spec.device)
+        except EngineError as error:
+            refusals.append(str(error))
+    if not devices:
+        raise EngineError("; ".join(refusals))
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(spec.device))
+    precision = str(module.dtype).removeprefix("torch.")
+    weights = hash_tensors(module.state_dict(), precision)  # of gigabytes: not before there is a use for it
+    for flavour, device in devices.items():
+        try:
             folder, manifest = find_engine(
                 engines_folder(),
                 network=row.name,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT, Recipes, Style, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT, Component, Recipes, Style, load_catalog
 from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
 from huvidpo.errors import CatalogError, InvalidRequest
 
@@ -22,7 +22,7 @@ def _no_user_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_built_in_names() -> None:
     catalog = load_catalog()
-    assert list(catalog.models) == [DEFAULT_MODEL, "sd14"]
+    assert list(catalog.models) == [DEFAULT_MODEL, "sd14", "sd14-sdxl", "sd14-sd14", "sd14-sd15", "sd15"]
     assert list(catalog.categories) == CATEGORIES
     assert list(catalog.styles) == STYLES
 
@@ -41,6 +41,34 @@ def test_sd14_is_the_papers_pair_with_the_papers_numbers() -> None:
     assert sd14.first_frame_unet.location == "mhdang/dpo-sdxl-text2image-v1"
     assert sd14.defaults == SamplingOptions()
     assert (sd14.defaults.steps, sd14.defaults.guidance, sd14.defaults.noise_mix) == (50, 12.5, 0.2)
+
+
+def test_the_papers_ablation_differs_in_its_first_frames_alone() -> None:
+    models = load_catalog().models
+    drawn_by = {
+        "sd14": ("stabilityai/stable-diffusion-xl-base-1.0", "mhdang/dpo-sdxl-text2image-v1"),
+        "sd14-sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",) * 2,
+        "sd14-sd14": ("CompVis/stable-diffusion-v1-4",) * 2,
+        "sd14-sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5",) * 2,
+    }
+    for name, (first, unet) in drawn_by.items():
+        model, sd14 = models[name], models["sd14"]
+        assert model.first_frame_unet == Component(unet, "unet")
+        assert model.first_frame == Component(first)
+        for field in dataclasses.fields(model):
+            if not field.name.startswith("first_frame") and field.name not in ("name", "description"):
+                same = getattr(model, field.name), getattr(sd14, field.name)
+                assert same[0] == same[1] or field.name in ("recipes", "defaults"), (name, field.name)
+        changed = {"first_frame_size", "first_frame_guidance"}
+        ours, theirs = (dataclasses.asdict(entry.defaults) for entry in (model, sd14))
+        assert {option for option in ours if ours[option] != theirs[option]} <= changed
+    sd15 = models["sd15"]
+    assert sd15.first_frame_unet == models["sd14"].first_frame_unet
+    assert sd15.categories != models["sd14"].categories
+    for part in ("unet", "scheduler", "text_encoder", "tokenizer", "vae"):
+        assert getattr(sd15, f"video_{part}") == Component(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5", part
+        )
 
 
 def test_local_mirror_of_hub_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

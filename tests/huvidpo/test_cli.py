@@ -2,10 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from huvidpo.__main__ import main
 from huvidpo.catalog import DEFAULT_MODEL
+from huvidpo.engines.base import Engine
+from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.video import decode
 
 
@@ -56,6 +59,25 @@ def test_given_first_frame_and_options(tmp_path: Path, capsys: pytest.CaptureFix
     assert "first-frame model" not in printed
 
 
+def test_where_and_how_it_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+    for kind in (FirstFramePipeline, VideoPipeline):
+
+        def load(model: str, real=kind.from_catalog, **options: object) -> object:
+            pipeline = real(model, **options)
+            network = pipeline.pipe.unet if hasattr(pipeline, "pipe") else pipeline.unets["horse"]
+            asked.append({"dtype": network.dtype, "engine": isinstance(network, Engine)})
+            return pipeline
+
+        monkeypatch.setattr(kind, "from_catalog", load)
+    monkeypatch.setenv("HUVIDPO_ENGINES", str(tmp_path / "engines"))
+    size = ("--first-frame-size", "32x64", "--first-frame-steps", "1")
+    where = ("--device", "cpu", "--dtype", "bfloat16", "--backend", "openvino")
+    assert run("--out", str(tmp_path / "a.mp4"), "--steps", "1", "--frames", "4", *size, *where) == 0
+    assert asked == [{"dtype": torch.bfloat16, "engine": True}] * 2
+    assert decode(tmp_path / "a.mp4")[0].shape == (4, 32, 32, 3)  # a first frame of 32 x 64 was cropped to it
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -66,6 +88,11 @@ def test_given_first_frame_and_options(tmp_path: Path, capsys: pytest.CaptureFix
         (["--out", "clip.avi"], "format: got 'avi', allowed: mp4, gif, webp"),
         (["--out", "/dev/null/clip.mp4"], "cannot write to /dev/null: File exists"),
         (["--first-frame", "nowhere.png"], "first_frame: not a readable image"),
+        (["--first-frame-steps", "0"], "first_frame_steps: got 0, expected a whole number from 1 to 1000"),
+        (["--first-frame-size", "33x32"], "first_frame_size: got 33, expected"),
+        (["--device", "cuda:9"], "device: got 'cuda:9', which cannot be used"),
+        (["--device", "card"], "device: got 'card', which cannot be used"),
+        (["--backend", "tensorrt", "--device", "cpu"], "tensorrt runs on cuda, the device is cpu"),
     ],
 )
 def test_mistakes_are_one_line(

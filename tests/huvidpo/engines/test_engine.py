@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,12 +16,14 @@ from family import SIZE
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from export.build import jobs, load
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.engines import openvino as cpu_engines
+from huvidpo.engines import select
 from huvidpo.engines.base import LIMITS, Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
 from huvidpo.engines.manifest import Manifest, Port, size_of, write_manifest
-from huvidpo.engines.networks import ROWS
+from huvidpo.engines.networks import PRECISIONS, ROWS, Row, rows_of, spec_inputs
 from huvidpo.engines.onnxruntime import onnxruntime
 from huvidpo.engines.select import compare, place_modules
 from huvidpo.errors import EngineError, InvalidRequest
@@ -241,6 +243,93 @@ def test_auto_falls_back_and_says_why(
     assert "pip install openvino" in caplog.text
     with pytest.raises(EngineError, match="pip install openvino"):
         VideoPipeline.from_catalog(DEFAULT_MODEL, categories=["horse"], backend="openvino")
+
+
+class Off:
+    """Engines that are the modules, but for some categories: those differ, or there is none."""
+
+    def __init__(self, wrong: set[str], missing: set[str]):
+        self.wrong, self.missing, self.runs = wrong, missing, []
+
+    def __call__(self, row: Row, category: str, module: VideoUNet, spec: EngineSpec) -> Callable[..., Tensor]:
+        if category in self.missing:
+            raise EngineError(f"no engine for {category}")
+
+        def run(*inputs: Tensor) -> Tensor:
+            self.runs.append(category)
+            return module(*inputs) * (0 if category in self.wrong else 1)
+
+        return run
+
+
+@pytest.fixture
+def three(cache: Path) -> dict[str, VideoUNet]:
+    names = ["horse", "rain", "smile"]
+    return dict(VideoPipeline.from_catalog(DEFAULT_MODEL, categories=names).unets)
+
+
+def three_inputs() -> tuple[Tensor, ...]:
+    return spec_inputs(UNET, {"in_channels": 8, "out_channels": 8, "cross_attention_dim": 32}, CPU)
+
+
+@torch.no_grad()
+def test_every_category_is_proved_when_it_is_first_used(
+    three: dict[str, VideoUNet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused one falls back alone, a missing one never leaves torch, the others keep their engines."""
+    make = Off(wrong={"rain"}, missing={"smile"})
+    monkeypatch.setattr(select, "_maker", lambda *_: make)
+    used, placed = place_modules("auto", {"video_unet": dict(three)}, CPU)
+    unets = placed["video_unet"]
+    assert used == "openvino"
+    assert unets["smile"] is three["smile"]
+    assert "video_unet smile: torch serves instead of openvino: no engine for smile" in caplog.text
+    assert make.runs == ["horse"]  # proved at once
+    inputs = three_inputs()
+    for name in ("rain", "horse", "rain"):
+        torch.testing.assert_close(unets[name](*inputs), three[name](*inputs))
+    assert make.runs == ["horse", "rain", "horse"]  # the wrong one was asked once, to be proved
+    assert (
+        "video_unet rain: torch serves instead of openvino: the engine of video_unet differs" in caplog.text
+    )
+
+
+@torch.no_grad()
+def test_a_backend_asked_for_by_name_serves_nothing_else(
+    three: dict[str, VideoUNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_maker", lambda *_: Off(wrong={"rain"}, missing=set()))
+    _, placed = place_modules("openvino", {"video_unet": dict(three)}, CPU)
+    for _ in range(2):  # it does not pass by being asked again
+        with pytest.raises(EngineError, match="differs from torch"):
+            placed["video_unet"]["rain"](*three_inputs())
+    monkeypatch.setattr(select, "_maker", lambda *_: Off(wrong=set(), missing={"smile"}))
+    with pytest.raises(EngineError, match="no engine for smile"):
+        place_modules("openvino", {"video_unet": dict(three)}, CPU)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_is_built_is_what_is_asked_for(cache: Path, precision: str) -> None:
+    """Of every network, category and precision: the hash and dtype that a build notes are those that serving
+    looks for; one of them apart would mean an engine of gigabytes that is never used.
+    """
+    catalog, dtype = load_catalog(), getattr(torch, precision)
+    model = catalog.model(DEFAULT_MODEL)
+    video = VideoPipeline.from_catalog(DEFAULT_MODEL, dtype=dtype, categories=["horse", "rain", "smile"])
+    first = FirstFramePipeline.from_catalog(DEFAULT_MODEL, dtype=dtype)
+    served = {("video_unet", name): unet for name, unet in video.unets.items()}
+    served |= {("video_vae_decoder", ""): video.vae, ("first_frame_vae_decoder", ""): first.pipe.vae}
+    served |= {("first_frame_unet", ""): first.pipe.unet}
+    built = jobs(catalog, model, rows_of(model), ["horse", "rain", "smile"], precision, 4)
+    seen = set()
+    for job in built:
+        module = load(job.network, job.weights)
+        ours = served[job.network.row.name, job.category]
+        assert job.network.dtype == ours.dtype
+        tensors = [hash_tensors(one.state_dict(), job.network.precision) for one in (module, ours)]
+        assert tensors[0] == tensors[1], (job.network.row.name, job.category)
+        seen.add((job.network.row.name, job.category))
+    assert seen == served.keys()
 
 
 def test_networks_that_memory_may_not_hold_are_left_to_torch(
