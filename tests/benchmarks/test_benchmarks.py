@@ -14,6 +14,7 @@ QUICK = [
     "categories_resident",
     "dpo_beta",
     "dpo_memory",
+    "full_width",
     "gpu",
     "options",
     "service_overhead --no-server",  # tests/e2e starts servers
