@@ -292,7 +292,7 @@ def write_clips_to_train(folder: Path) -> None:
     write_clips(folder, entries)
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, narrow: bool) -> dict[str, list[str]]:
     """Phase -> the command of a user, after `python -m`; without those that are no single command."""
     clips, categories = folder / "clips", folder / "weights" / "sd14" / "categories"
     stage1, lora, merged = (
@@ -302,10 +302,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
     )
     of = ["--model", "sd14", "--category", "horse"]
     small = [word for setting in SMALL for word in ("--set", setting)]
-    first = ["--first-frame-size", "256x256", "--first-frame-steps", "2"]
+    first = ["--first-frame-size", "64x64" if narrow else "256x256", "--first-frame-steps", "2"]
+    how = ["--dtype", "float32" if narrow else "bfloat16", "--frames", "3" if narrow else "4"]
     return {
-        "clip": ["huvidpo", PROMPT, *of, "--dtype", "bfloat16", *first, "--steps", "1", "--frames", "4",
-                 "--seed", "7", "--out", str(folder / "clip.mp4")],
+        "clip": ["huvidpo", PROMPT, *of, *how, *first, "--steps", "1", "--seed", "7", "--out", str(folder / "clip.mp4")],
         "motion": ["training.motion", *of, "--clips", str(clips), "--out", str(stage1), "--steps", "2",
                    "--run", str(folder / "motion"), "--resume", *small, "--set", "flip=false"],
         "dpo": ["training.dpo", *of, "--clips", str(clips), "--stage1", str(stage1), "--out", str(lora),
@@ -400,7 +400,7 @@ def run(phases: list[str], folder: Path, narrow: bool) -> dict[str, dict[str, An
     }  # fmt: skip
     steps: dict[str, Callable[[], Any]] = {}
     for name, command in (
-        commands(folder) | {"parity": ["benchmarks.full_width", "--inside", "parity"]}
+        commands(folder, narrow) | {"parity": ["benchmarks.full_width", "--inside", "parity"]}
     ).items():
         steps[name] = lambda command=command: (
             subprocess.run(
