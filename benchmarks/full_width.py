@@ -305,7 +305,8 @@ def commands(folder: Path, narrow: bool) -> dict[str, list[str]]:
     first = ["--first-frame-size", "64x64" if narrow else "256x256", "--first-frame-steps", "2"]
     how = ["--dtype", "float32" if narrow else "bfloat16", "--frames", "3" if narrow else "4"]
     return {
-        "clip": ["huvidpo", PROMPT, *of, *how, *first, "--steps", "1", "--seed", "7", "--out", str(folder / "clip.mp4")],
+        "clip": ["huvidpo", PROMPT, *of, *how, *first, "--steps", "1", "--seed", "7",
+                 "--out", str(folder / "clip.mp4")],
         "motion": ["training.motion", *of, "--clips", str(clips), "--out", str(stage1), "--steps", "2",
                    "--run", str(folder / "motion"), "--resume", *small, "--set", "flip=false"],
         "dpo": ["training.dpo", *of, "--clips", str(clips), "--stage1", str(stage1), "--out", str(lora),

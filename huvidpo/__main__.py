@@ -178,12 +178,17 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     given = read_image(args.first_frame) if args.first_frame else None
 
     # imported here and in _first_frame: torch loads only once the request is known to be good
+    from huvidpo.gpu_memory import take_part
     from huvidpo.loading import device_and_dtype, fetch
     from huvidpo.pipeline import VideoPipeline
 
     place = _placement(args)
     stages = ["video"] if given is not None else ["first_frame", "video"]
-    fetch(load_catalog().model(args.model), device_and_dtype(place["device"], place["dtype"])[1], stages)
+    entry = load_catalog().model(args.model)
+    device, dtype = device_and_dtype(place["device"], place["dtype"])
+    for stage in stages:
+        take_part(entry, stage, dtype, device)
+    fetch(entry, dtype, stages)
     first_frame = _first_frame(args.model, request, place) if given is None else given
     video = _timed(
         "load video model",

@@ -17,10 +17,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from annotated_types import Gt
 from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from huvidpo.checks import STRICT, check, raises
+from huvidpo.checks import STRICT, Number, check, raises
 from huvidpo.config import SamplingOptions
 from huvidpo.errors import CatalogError, InvalidRequest
 
@@ -69,6 +70,7 @@ def _with_prompt(template: str) -> str:
     return template
 
 
+_Gib = Annotated[Number, Gt(0)]
 _Part = Annotated[Component, BeforeValidator(_component)]
 _File = Annotated[Path, BeforeValidator(_local)]
 
@@ -81,6 +83,17 @@ class Recipes:
     motion: str | None = None
     dpo: str | None = None
     dpo_image: str | None = None
+
+
+@raises(CatalogError)
+@dataclass(frozen=True, config=STRICT)
+class GpuNeeds:
+    """Most GPU memory in half precision, GiB, CUDA's own apart."""
+
+    first_frame: _Gib
+    video: _Gib  # one request, without categories
+    category: _Gib  # each one that is loaded
+    request: _Gib  # each one more that is denoised at once
 
 
 def _table(kind: Any) -> BeforeValidator:
@@ -105,6 +118,7 @@ class Model:
     first_frame_unet: _Part | None = None  # replaces the first-frame pipeline's UNet (a Diffusion-DPO one)
     defaults: Annotated[SamplingOptions, _table(SamplingOptions)] = SamplingOptions()
     recipes: Annotated[Recipes, _table(Recipes)] = Recipes()
+    gpu_gib: Annotated[GpuNeeds, _table(GpuNeeds)] | None = None  # see gpu_memory.py; None: not known
     prompts: _File | None = None  # lines "category: prompt" to make clips of; None: the category's motion
     attention_mode: Literal["first_prev", "first"] | None = None  # of checkpoints that do not say theirs
 

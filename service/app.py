@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Before torch is imported: threads that wait for work would spin on the cores that the other runner needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's OpenMP, which torch brings
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # milliseconds; LLVM's and Intel's
+# Of a GPU that two processes share: pieces that are free but apart are of use to neither.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 SETTINGS = Settings.from_env()
 READY_SECONDS = 2.0  # time a runner has to say that it is ready
 RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG is 2 MB

@@ -317,6 +317,10 @@ class Batcher(Generic[J, R]):
                 f"HUVIDPO_MAX_BATCH: got {self.max_batch}, the {self.stage} engine takes at most "
                 f"{model.max_batch}: lower it, or build the engine for more"
             )
+        room = getattr(model, "room", None)  # in the memory of its device
+        if room is not None and room < self.max_batch:
+            logger.info("%s: %d requests at once fit the GPU, not %d", self.stage, room, self.max_batch)
+            self.max_batch = room
         self.backend = model.backend
         metrics.BACKEND.labels(self.stage, model.backend).set(1)
         self._model.set_result(model)

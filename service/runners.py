@@ -36,6 +36,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     import torch
 
+    from huvidpo.gpu_memory import Part
     from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class VideoModel:
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
         self._checking.tokenizer = copy.deepcopy(pipeline.tokenizer)  # see FirstFrameModel
         self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
+        self.room: int | None = None  # requests at once that the GPU has memory for; None: any number
         self.on_cpu = pipeline.text_encoder.device.type == "cpu"
 
     def work(self, job: RunnerJob) -> Work:
@@ -148,15 +150,31 @@ def to_clip_request(job: RunnerJob) -> ClipRequest:
 def load_first_frame(settings: Settings) -> FirstFrameModel:
     from huvidpo.pipeline import FirstFramePipeline
 
-    return FirstFrameModel(
-        FirstFramePipeline.from_catalog(settings.model, **_placement(settings, "first_frame"))
-    )
+    place = _placement(settings, "first_frame")
+    _take_part(settings, "first_frame", place)
+    return FirstFrameModel(FirstFramePipeline.from_catalog(settings.model, **place))
 
 
 def load_video(settings: Settings) -> VideoModel:
     from huvidpo.pipeline import VideoPipeline
 
-    return VideoModel(VideoPipeline.from_catalog(settings.model, **_placement(settings, "video")))
+    place = _placement(settings, "video")
+    part = _take_part(settings, "video", place)
+    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place))
+    model.room = part.requests if part else None
+    return model
+
+
+def _take_part(settings: Settings, stage: str, place: dict[str, Any]) -> "Part | None":
+    """This runner's part of the GPU that both share. Raises CheckpointError where it does not fit."""
+    from huvidpo.catalog import load_catalog
+    from huvidpo.gpu_memory import take_part
+    from huvidpo.loading import device_and_dtype
+
+    catalog = load_catalog()
+    device, dtype = device_and_dtype(place["device"], place["dtype"])
+    entry, categories = catalog.model(settings.model), len(catalog.categories)
+    return take_part(entry, stage, dtype, device, categories=categories, shared=True)
 
 
 def _placement(settings: Settings, stage: str) -> dict[str, Any]:

@@ -392,6 +392,14 @@ def test_a_batch_that_the_engine_cannot_take_refuses_the_start(model):
     assert "HUVIDPO_MAX_BATCH: got 3, the test engine takes at most 2" in reasons[0]
 
 
+def test_a_batch_is_no_larger_than_the_gpu_has_room_for(model):
+    model.room = 2
+    batcher = Batcher("test", lambda: model, max_batch=3, queue_size=4)
+    asyncio.run(until(lambda: batcher.ready))
+    assert batcher.max_batch == 2
+    batcher.close()
+
+
 def test_places_in_the_queue_are_told_and_told_again_when_they_move_up(batcher, model):
     async def main():
         (lone,) = await start(batcher, ("a", 0))
