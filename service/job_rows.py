@@ -43,6 +43,8 @@ JOBS = sa.Table(
     sa.Column("source", sa.String(64)),
     sa.Column("executor", sa.String(64)),
     sa.Column("idempotency_key", sa.String(300)),
+    sa.Column("webhook", sa.String(2000)),
+    sa.Column("told", sa.Boolean),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("huvidpo_jobs_by_time", "owner", "created_at", "id"),
@@ -78,6 +80,7 @@ class Job:
     first_frame: str | None  # key in the store
     clip: str | None  # key in the store
     source: str | None  # the job this one is a remix of
+    webhook: str | None = None  # address that is told of the end
 
     @property
     def ended(self) -> bool:
@@ -189,6 +192,15 @@ class Rows:
         query = sa.select(JOBS.c.id).where(JOBS.c.status.not_in(ACTIVE), JOBS.c.expires_at < self._now)
         return list(await self._do(lambda db: db.execute(query.limit(100)).scalars().all()))
 
+    async def untold(self) -> list[Job]:
+        """Ended jobs whose webhook has not been handed to the queue."""
+        where = (JOBS.c.webhook.is_not(None), JOBS.c.told.is_(None), JOBS.c.status.not_in(ACTIVE))
+        query = sa.select(JOBS).where(*where).limit(100)
+        return [_job(row) for row in await self._do(lambda db: db.execute(query).all())]
+
+    async def set_told(self, id: str) -> None:
+        await self._update(JOBS.c.id == id, {"told": True})
+
     async def waiting(self, seconds: float) -> list[str]:
         """Ids of jobs that have been queued for longer than `seconds`."""
         query = sa.select(JOBS.c.id).where(JOBS.c.status == "queued", JOBS.c.created_at < self._now - seconds)
@@ -245,7 +257,14 @@ _JSON_FIELDS = ("request", "error", "report")
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-def new_job(id: str, owner: str, request: dict[str, Any], total: int, source: str | None) -> Job:
+def new_job(
+    id: str,
+    owner: str,
+    request: dict[str, Any],
+    total: int,
+    source: str | None,
+    webhook: str | None = None,
+) -> Job:
     """A queued job, as it is before anything has happened to it."""
     now = time.time()
     rest = dict.fromkeys(
@@ -253,7 +272,7 @@ def new_job(id: str, owner: str, request: dict[str, Any], total: int, source: st
     )
     return Job(
         id=id, owner=owner, status="queued", request=request, created_at=now, expires_at=now, done=0,
-        total=total, source=source, **rest,
+        total=total, source=source, webhook=webhook, **rest,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from dbos import DBOS, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
-from service import metrics
+from service import metrics, webhooks
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
 from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
 from service.job_rows import Job, Rows, new_job
@@ -33,7 +33,8 @@ from service.store import Store
 from service.waiting import ticking
 
 logger = logging.getLogger(__name__)
-QUEUE = "clips"
+QUEUE, WEBHOOKS = "clips", "webhooks"
+MAX_TELLING = 100  # webhooks one gateway is at, most of them waiting for their next try
 APPLICATION, VERSION = "huvidpo", "1"  # the version changes only when the workflow's steps do
 POLL_SECONDS = 0.1  # of the queue
 SWEEP_SECONDS = 1.0  # between two looks for expired and abandoned jobs
@@ -75,7 +76,7 @@ class JobEngine:
     async def start(self) -> None:
         await self.rows.prepare()
         await self.rows.renew_lease(self.executor, self.settings.lease_seconds)
-        self._workflow = self._register()
+        self._workflow, self._tell = self._register(), self._register_webhook()
         DBOS(
             config={
                 "name": APPLICATION,
@@ -88,6 +89,9 @@ class JobEngine:
         DBOS.launch()
         await DBOS.register_queue_async(
             QUEUE, worker_concurrency=self.settings.job_concurrency, polling_interval_sec=POLL_SECONDS
+        )
+        await DBOS.register_queue_async(
+            WEBHOOKS, worker_concurrency=MAX_TELLING, polling_interval_sec=SWEEP_SECONDS
         )
         forever = (self._renew_forever(), self._sweep_forever())
         self._background = [asyncio.create_task(task) for task in forever]
@@ -111,6 +115,7 @@ class JobEngine:
         owner: str = "",
         idempotency_key: str | None = None,
         source: str | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """A queued job; with an idempotency key, the job that the same key and request made before.
 
@@ -118,7 +123,10 @@ class JobEngine:
         """
         if self.core.draining:
             raise Unavailable(LEAVING)
-        fingerprint = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        if webhook is not None:
+            await webhooks.check(webhook, self.settings)
+        asked = request.model_dump_json() + (webhook or "")
+        fingerprint = hashlib.sha256(asked.encode()).hexdigest()
         plan = self.core.plan(request)
         frame = None
         if request.first_frame is not None:
@@ -129,7 +137,9 @@ class JobEngine:
         options = {name: getattr(plan.clip.options, name) for name in ("steps", "guidance", "frames", "fps")}
         options |= {"seed": plan.clip.seed, "style": plan.clip.style, "first_frame": None}
         decided = request.model_copy(update=options)
-        job = new_job(f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source)
+        job = new_job(
+            f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source, webhook
+        )
         if frame is not None:
             await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
         stored = await self.rows.add(job, idempotency_key, fingerprint)
@@ -200,7 +210,8 @@ class JobEngine:
     async def _forget(self, id: str) -> None:
         await asyncio.to_thread(self.store.delete, id)
         await self.rows.delete(id)
-        await DBOS.delete_workflow_async(id)
+        for workflow in (id, _telling(id)):
+            await DBOS.delete_workflow_async(workflow)
 
     # The workflow. Steps return keys; what DBOS has recorded of a step is not run again.
 
@@ -231,7 +242,30 @@ class JobEngine:
 
         return clip
 
-    async def _here(self, step: Awaitable[str]) -> str:
+    def _register_webhook(self) -> Callable[[str, str], Any]:
+        @DBOS.step(name="deliver")
+        async def deliver(url: str, body: str) -> int:
+            return await self._here(webhooks.deliver(url, body, self.settings))
+
+        @DBOS.workflow(name="webhook")
+        async def webhook(url: str, body: str) -> None:
+            for wait in (*webhooks.WAITS, None):
+                try:
+                    status = await deliver(url, body)
+                except InvalidRequest as error:
+                    logger.warning("%s", error)
+                    break
+                if 200 <= status < 300:
+                    metrics.WEBHOOKS.labels("ok").inc()
+                    return
+                if status == webhooks.GONE or wait is None:
+                    break
+                await DBOS.sleep_async(wait)
+            metrics.WEBHOOKS.labels("failed").inc()
+
+        return webhook
+
+    async def _here(self, step: Awaitable[T]) -> T:
         """The step as a task that `stop` cancels: DBOS then records nothing, and it runs again elsewhere."""
         task = asyncio.ensure_future(step)
         self._running.add(task)
@@ -359,6 +393,12 @@ class JobEngine:
             if await DBOS.get_workflow_status_async(id) is None:
                 await self._enqueue(id)
         await self._close_stuck()
+        for job in await self.rows.untold():
+            with SetWorkflowID(_telling(job.id)):
+                await DBOS.enqueue_workflow_async(
+                    WEBHOOKS, self._tell, job.webhook or "", webhooks.event_of(job)
+                )
+            await self.rows.set_told(job.id)
 
     async def _close_stuck(self) -> None:
         """A workflow that DBOS has given up, after 100 recoveries say, leaves a row that nobody else ends."""
@@ -398,6 +438,11 @@ async def _insist(call: Callable[[], Awaitable[T]]) -> T:
         except Unavailable as error:
             logger.warning("%s", error)
         await asyncio.sleep(RETRY_SECONDS)
+
+
+def _telling(id: str) -> str:
+    """Id of the workflow that tells of a job's end."""
+    return f"{id}-webhook"
 
 
 def _frame_key(id: str) -> str:

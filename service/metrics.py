@@ -32,6 +32,7 @@ _SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 ANSWERS = Counter("huvidpo_http_answers", "HTTP answers, by path (others: other).", ["path", "status"])
 REQUESTS = Counter("huvidpo_requests", "Requests answered.", ["outcome", "category"])
 JOBS = Counter("huvidpo_jobs", "Jobs that have ended: ok, or the code of their error.", ["outcome"])
+WEBHOOKS = Counter("huvidpo_webhooks", "Ends of jobs told: ok, or failed after the last try.", ["outcome"])
 IN_FLIGHT = Gauge("huvidpo_requests_in_flight", "Requests being worked on.", multiprocess_mode="livesum")
 STAGE_SECONDS = Histogram(
     "huvidpo_stage_seconds", "Seconds a request spent in a stage.", ["stage"], buckets=_SECONDS

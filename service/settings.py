@@ -1,6 +1,7 @@
 """Every knob of the service, read once from environment variables HUVIDPO_<NAME>."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -39,6 +40,10 @@ class Settings:
     max_queued_jobs: int = 1000  # jobs that may wait, 1..1000000
     job_retention: int = 86_400  # seconds a job and its clip are kept once it has ended, 1..31536000
     lease_seconds: int = 10  # a gateway not heard of for so long has lost its jobs to the others, 2..3600
+    webhook_secret: str = ""  # "whsec_" and base64, signs webhooks; empty: there are none
+    webhook_allow: str = (
+        ""  # origins webhooks may go to though not https or not public: http://10.0.0.5:80,...
+    )
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -50,6 +55,11 @@ class Settings:
             raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(_DTYPES[1:])} or empty")
         if self.backend not in BACKENDS:
             raise ValueError(f"HUVIDPO_BACKEND: got {self.backend!r}, allowed {', '.join(BACKENDS)}")
+        if self.webhook_secret and not _SECRET.fullmatch(self.webhook_secret):
+            raise ValueError(
+                "HUVIDPO_WEBHOOK_SECRET: expected whsec_ and the base64 of 24 bytes or more: "
+                'echo "whsec_$(head -c 32 /dev/urandom | base64)"'
+            )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -62,6 +72,7 @@ class Settings:
         return cls(**given)
 
 
+_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _DTYPES = ("", "float32", "float16", "bfloat16")
 _RANGES = {
     "threads": (0, 1024),

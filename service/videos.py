@@ -13,11 +13,11 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageSequence
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -72,6 +72,7 @@ class VideoRequest(BaseModel):
     style: str | None = None
     format: Format = "mp4"
     input_reference: Reference | None = None
+    webhook_url: Annotated[str, Field(max_length=2000)] | None = None
 
 
 class RemixRequest(BaseModel):
@@ -110,9 +111,10 @@ class _Door:
 
     async def create(self, request: Request) -> Response:
         engine = self._engine()
-        wanted = await read(request, engine.core)
+        wanted, webhook = await read(request, engine.core)
+        key = request.headers.get("idempotency-key")
         try:
-            job = await engine.create(wanted, owner(request), request.headers.get("idempotency-key"))
+            job = await engine.create(wanted, owner(request), key, webhook=webhook)
         except InvalidRequest as error:
             raise renamed(error) from error
         return self._answer(engine, job)
@@ -120,7 +122,16 @@ class _Door:
     async def sync(self, request: Request) -> Response:
         """The clip itself, as POST /generate_video answers."""
         core = self._engine().core
-        return await answer_generate(core, request, lambda request: read(request, core))
+
+        async def read_alone(request: Request) -> GenerateRequest:
+            wanted, webhook = await read(request, core)
+            if webhook is not None:
+                raise InvalidRequest(
+                    "webhook_url: only jobs have one, made by POST /v1/videos", "webhook_url"
+                )
+            return wanted
+
+        return await answer_generate(core, request, read_alone)
 
     async def retrieve(self, request: Request) -> Response:
         engine = self._engine()
@@ -214,8 +225,8 @@ def owner(request: Request) -> str:
     return request.scope.get("state", {}).get("key", "")
 
 
-async def read(request: Request, core: Generation) -> GenerateRequest:
-    """A JSON body or a form as the core's request. Raises InvalidRequest in this API's names."""
+async def read(request: Request, core: Generation) -> tuple[GenerateRequest, str | None]:
+    """A JSON body or a form as the core's request, and its webhook. Raises InvalidRequest in our names."""
     asked, image = await _fields(request)
     if asked.input_reference is not None:
         url = asked.input_reference.image_url
@@ -245,7 +256,7 @@ async def read(request: Request, core: Generation) -> GenerateRequest:
         core.plan(wanted)
     except InvalidRequest as error:
         raise renamed(error) from error
-    return wanted
+    return wanted, asked.webhook_url
 
 
 async def _fields(request: Request) -> tuple[VideoRequest, str | None]:

@@ -61,9 +61,9 @@ async def main(settings: Settings, log: Path, steps: dict[str, float]) -> None:
         do = command.pop("do")
         try:
             if do == "create":
-                key = command.pop("key", None)
+                key, webhook = command.pop("key", None), command.pop("webhook", None)
                 whole = {"prompt": "a horse", "category": "horse", "style": "cartoon", "steps": 4} | command
-                answer = await engine.create(GenerateRequest(**whole), idempotency_key=key)
+                answer = await engine.create(GenerateRequest(**whole), idempotency_key=key, webhook=webhook)
             else:
                 answer = await getattr(engine, do)(**command)
             told = dataclasses.asdict(answer) if answer is not None else {}

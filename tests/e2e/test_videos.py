@@ -122,6 +122,7 @@ def test_remix_keeps_all_but_the_prompt(client, done):
         ({"num_inference_steps": 101}, "num_inference_steps", "at most 100"),
         ({"num_frames": "many"}, "num_frames", "valid integer"),
         ({"colour": "red"}, "colour", "no such field"),
+        ({"webhook_url": "https://example.com"}, "webhook_url", "webhooks are off here"),
         ({"input_reference": {"image_url": "https://x/a.png"}}, "input_reference", "not followed"),
         (
             {"input_reference": {"image_url": "data:image/png;base64,eA=="}},
