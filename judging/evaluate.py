@@ -15,8 +15,8 @@ A method is NAME=SOURCE, with SOURCE one of
 
 The first three start from the same first frames and noise, so that only the video model differs. The clips of
 the first method, frozen, are always a row: a still picture has the best SSIM and MSE. Writes OUT as JSON and
-beside it as Markdown; `--save DIR` keeps the clips, for the user study say (`service.study`). Formulas:
-docs/metrics.md.
+beside it as Markdown; `--save DIR` keeps the clips of every row for the user study (`service.study
+serve --methods DIR`). Formulas: docs/metrics.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from huvidpo.errors import InvalidRequest
 from huvidpo.files import make_folder, make_way, write_bytes, write_text
 from huvidpo.pipeline import full_prompt
 from judging.candidates import read_pictures, read_prompts
-from judging.judge import Judge, clip_folder, embed_caption, embed_frames, load_judge
+from judging.judge import Judge, clip_folder, embed_caption, embed_frames, load_judge, warn_of_foreign
 from judging.methods import (
     TABLE_SEED,
     Method,
@@ -90,12 +90,15 @@ def evaluate(setting: Setting, methods: Sequence[Method], judge: Judge, save: Pa
     for i, method in enumerate(methods):
         rows = results[method.name] = {}
         saver = Saver(save / slug(method.name), setting.model) if save else None
+        stills = Saver(save / slug(FROZEN), setting.model) if save and i == 0 else None
         total = sum(map(len, setting.requests.values())) if method.kind != "clips" else None
         for category, (frames, caption) in tqdm(setting.clips(method), method.name, total, unit="clip"):
             rows.setdefault(category, []).append(measure(frames, caption, judge))
             if i == 0:
                 still = measure(freeze(frames), caption, judge)
                 results[FROZEN].setdefault(category, []).append(still)
+                if stills:
+                    stills.add(category, freeze(frames), caption)
             if saver:
                 saver.add(category, frames, caption)
     return results
@@ -204,6 +207,8 @@ def _main(args: argparse.Namespace) -> int:
     if args.save:
         make_folder(args.save)
     judge = load_judge(clip_folder(model, args.clip))
+    if foreign := [method.name for method in methods if method.kind in ("clips", "animatediff")]:
+        warn_of_foreign(judge, f"clips made elsewhere ({', '.join(foreign)})")
     images: dict[str, list[np.ndarray]] = {}
     if any(method.kind in ("catalog", "weights", "first") for method in methods):
         pictures = list(read_pictures(args.first_frames).values()) if args.first_frames else []

@@ -7,6 +7,7 @@ its first frame's promise, moves as its category does, and changes by motion and
 scores 0. Formulas and the shares of cases the rule gets right: docs/metrics.md.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,21 @@ class Judge:
     processor: Any
     typical_motion: float = DEFAULT_MOTION
     """Mean optical flow per frame, as a share of the width."""
+
+    @property
+    def seen_only(self) -> str:
+        """All that its CLIP was trained on, where its config.json says so; "" for one that saw the world."""
+        return getattr(self.model.config, "seen_only", "")
+
+
+def warn_of_foreign(judge: Judge, clips: str) -> None:
+    """Say so where a CLIP that saw only one kind of pictures judges other ones."""
+    if judge.seen_only:
+        print(
+            f"note: the CLIP that judges has seen only {judge.seen_only}; of {clips} its figures mean "
+            "little: name another with --clip",
+            file=sys.stderr,
+        )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,15 @@ from huvidpo.errors import CheckpointError, InvalidRequest
 from huvidpo.files import hash_file, make_folder, write_bytes, write_text
 from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
-from judging.judge import DEFAULT_MOTION, Judge, clip_folder, load_judge, measure_motion, score_clip
+from judging.judge import (
+    DEFAULT_MOTION,
+    Judge,
+    clip_folder,
+    load_judge,
+    measure_motion,
+    score_clip,
+    warn_of_foreign,
+)
 from judging.methods import GATE_SEED, draw_first_frames, held_out_requests, render
 from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clips
 from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
@@ -348,6 +356,8 @@ def _simulated(
     judge = load_judge(clip_folder(model, args.clip), typical)
     pictures = list(read_pictures(args.first_frames).values()) if args.first_frames else []
     first_frames = draw_first_frames(model, requests, pictures)
+    if pictures:
+        warn_of_foreign(judge, "clips that start from given pictures")
     clips = render_both(model, category, weights, requests, first_frames)
     save_clips(folder, model, catalog, weights, requests, clips)
     return judge_simulated(requests, catalog, clips, judge)

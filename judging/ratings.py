@@ -89,10 +89,12 @@ def simulate(folder: Path, ratings: Path, judge: "Judge", noise: float, seed: in
 
     `noise`: standard deviation, in points of the scale 0..10, of what is added to each score.
     """
-    from judging.judge import score_clip
+    from judging.judge import score_clip, warn_of_foreign
 
     clips = read_clips(folder)
     rng = np.random.default_rng(seed)
+    if foreign := [clip.video for clip in clips if not clip.model]:
+        warn_of_foreign(judge, f"{len(foreign)} clips that no model of ours made ({foreign[0]}, ...)")
     for clip in tqdm(clips, desc="simulated ratings", unit="clip"):
         frames, _ = video.decode(folder / clip.video)
         score = score_clip(frames, clip.caption, judge) + noise * rng.standard_normal()

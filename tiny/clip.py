@@ -100,6 +100,7 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
             vision_config=tower | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8},
             projection_dim=WIDTH,
             attn_implementation="eager",  # see mixed_precision
+            seen_only="the drawn world of tiny/world.py",  # judging says so beside other clips
         )
     )
 

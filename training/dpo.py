@@ -57,10 +57,10 @@ from training.data import check_lengths, embed_texts, rows_for
 from training.lineage import commit, write_network
 from training.loop import STOPPED, TrainingError, run_is_kept, train
 from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
-from training.monitors import Monitors, pair_metrics
-from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate
+from training.monitors import Monitors, pair_metrics, verdict
+from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate, use_threads
 from training.rated import PairRows, Rated, load_rated
-from training.recipes import DPO_RECIPES, DPORecipe, Stage, override, recipe_of
+from training.recipes import DPO_RECIPES, DPORecipe, Stage, override, read_settings, recipe_of
 
 CLIPS, PICTURES = 2, 8  # samples made at each evaluation
 LEVELS = 4  # fixed timesteps of the monitors: the middle of each quarter of the recipe's range
@@ -429,6 +429,7 @@ def run(
     step, weights = trained.step, trained.weights
     if recipe.sample_every and accelerator.is_main_process:
         step, weights = monitors.best_weights(trained.step)
+        print(f"step {step}: {verdict(monitors.best(trained.step) or {}, len(task.rated.held_out))}")
     made = {
         "steps": str(step),
         "pairs": str(len(task.rated.train)),
@@ -488,10 +489,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        use_threads(args.threads)
     catalog = load_catalog()
     model = catalog.model(args.model)
+    settings = read_settings(args.settings) if args.settings else []
     stage: Stage = "dpo" if args.category or args.stage1 else "dpo_image"
-    recipe = override(recipe_of(model, stage, args.recipe), set_fields(args.set, args.steps))
+    if not any(text.startswith("passes=") for text in settings):  # a run's own file says both
+        settings = set_fields(settings, None)
+    recipe = override(recipe_of(model, stage, args.recipe), settings)
+    recipe = override(recipe, set_fields(args.set, args.steps))
     _check(args, recipe)
     category = catalog.category(args.category) if args.category else None
     folder = args.run or Path("runs") / "dpo" / f"{model.name}-{category.name if category else 'first_frame'}"
@@ -569,6 +576,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
     )
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        help="TOML file of recipe fields, before --set; as a run's recipe.toml",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--run", type=Path, help="folder of the run; default: below runs/")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run, or start it if there is none"

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.errors import HuViDPOError
-from huvidpo.files import make_folder, say
-from training.recipes import Recipe
+from huvidpo.files import make_folder, say, write_text
+from training.curves import draw as draw_curves
+from training.recipes import Recipe, to_toml
 
 CHECKPOINT = "checkpoint.safetensors"
 STOPPED = 3
@@ -122,11 +123,11 @@ def train(
     """Train what requires a gradient in `model` until `recipe.steps`, SIGTERM or Ctrl-C (both save first).
 
     Each step takes the mean gradient of `accumulation` batches per process; `callback` may end the run early.
-    Checkpoint, TensorBoard events and samples go into `folder`. With `resume` the run in `folder` goes on
-    (or starts); `identity` (base and clips, say) must equal the run's. Raises TrainingError when a run is
-    there without `resume`, is a different one, or when the loss or gradient stops being finite: before the
-    optimiser moves, naming the batch. In fp16 a gradient may overflow: the step is tried again at half the
-    loss scale, MOST_SKIPS times at most; until it succeeds nothing advances.
+    Checkpoint, recipe, TensorBoard events, their curves as a picture and samples go into `folder`. With
+    `resume` the run there goes on (or starts); `identity` (base and clips, say) must equal the run's. Raises
+    TrainingError when a run is there without `resume`, is a different one, or when the loss or gradient stops
+    being finite: before the optimiser moves, naming the batch. In fp16 a gradient may overflow: the step is
+    tried again at half the loss scale, MOST_SKIPS times at most; until it succeeds nothing advances.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -139,6 +140,8 @@ def train(
     weights_and_moments = (3 + bool(ema)) * sum(4 * param.numel() for param in params.values())
     make_folder(folder, 2 * weights_and_moments)  # a new checkpoint beside the old one
     _open_run(folder / CHECKPOINT, state, recipe, identity, accelerator, resume)
+    if accelerator.is_main_process:
+        write_text(folder / "recipe.toml", to_toml(recipe))
     start, seconds = state.step, 0.0
     raw = accelerator.unwrap_model(prepared)
 
@@ -451,7 +454,7 @@ class _Log:
     """A progress bar with seconds per step and loss, and TensorBoard scalars (means of `log_every` steps)."""
 
     def __init__(self, folder: Path, recipe: Recipe, start: int, main: bool):
-        self.every, self.main = recipe.log_every, main
+        self.folder, self.every, self.main = folder, recipe.log_every, main
         self.sums: dict[str, float] = {}
         self.count = 0
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1) if main else None
@@ -485,6 +488,8 @@ class _Log:
         for name, value in metrics.items():
             self.writer.add_scalar(f"{group}/{name}", value, step)
         if group == "eval":
+            self.writer.flush()
+            draw_curves(self.folder)
             shown = ", ".join(f"{k} {v:.5g}" for k, v in list(metrics.items())[:HEADLINES])
             self.bar.write(f"step {step}: {shown}", file=sys.stderr)
 
@@ -499,3 +504,4 @@ class _Log:
         self.bar.close()
         if self.writer is not None:
             self.writer.close()
+            draw_curves(self.folder)

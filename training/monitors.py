@@ -28,6 +28,7 @@ from training.losses import PairErrors, accuracy, rewards
 from training.rated import PairRows
 from training.recipes import DPORecipe
 
+NOT_BY_CHANCE = 1.96  # standard errors from one half: 95 %
 FILE, PLOT = "monitors.jsonl", "monitors.png"
 BEST = "best_*.safetensors"  # by step: those that may still turn out to be the best, usually one
 
@@ -148,6 +149,38 @@ class Monitors:
 
     def _drift(self, found: dict[str, Any]) -> float:
         return max(found["train_winner_drift"], found.get("held_out_winner_drift", -np.inf))
+
+
+def verdict(found: dict[str, Any], held_out: int) -> str:
+    """What an evaluation (the one whose weights are written) says of a run, in words.
+
+    `held_out`: how many pairs were kept from training. Only they show whether what was learnt holds.
+    """
+    return "; ".join([_accuracy_in_words(found, held_out), *_side_effects(found)])
+
+
+def _accuracy_in_words(found: dict[str, Any], held_out: int) -> str:
+    trained = f"{found['train_accuracy']:.2f} on the pairs it was trained on"
+    if "held_out_accuracy" not in found or not held_out:
+        return f"accuracy {trained}; no pairs were held out, so whether that holds is not known"
+    share = found["held_out_accuracy"]
+    accuracy = f"held-out accuracy {share:.2f} of {held_out} pair{'s' * (held_out != 1)} ({trained})"
+    if share <= 0.5:
+        return f"{accuracy}: nothing was learnt that holds"
+    if 2 * (share - 0.5) * math.sqrt(held_out) < NOT_BY_CHANCE:
+        return f"{accuracy}: so few pairs may do that by chance; rate more clips to know"
+    return f"{accuracy}: it learnt a preference that holds"
+
+
+def _side_effects(found: dict[str, Any]) -> list[str]:
+    group = "held_out" if "held_out_winner_drift" in found else "train"
+    said = []
+    if (drift := found[f"{group}_winner_drift"]) > 0:
+        said.append(f"winners became worse, too (error {drift:+.1%}): lower lr, or raise anchor")
+    if found.get("frame_difference", 1.0) < 0.9 * found.get("frame_difference_before", 0.0):
+        share = found["frame_difference"] / found["frame_difference_before"]
+        said.append(f"samples move {share:.0%} as much as before: the gate may refuse that")
+    return said
 
 
 def best_file(folder: Path, step: int) -> Path:

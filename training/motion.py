@@ -8,7 +8,8 @@
 
 CLIPS is a folder of videos with captions or a latent store (`training.data` says how either looks). OUT
 receives the trained tensors only, fp16, with their provenance; with `trainable=all` OUT is a folder with the
-whole VideoUNet. Checkpoint, TensorBoard events and sample clips go to `runs/motion/<model>-<category>`.
+whole VideoUNet. Checkpoint, TensorBoard events, their curves (`curves.png`), sample clips, beside the real one as pictures,
+and `recipe.toml`, which `--settings` takes again, go to `runs/motion/<model>-<category>`.
 SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from there. Several
 processes: `torchrun --nproc-per-node N -m -- training.motion ...`, on GPUs also `accelerate launch -m`.
 """
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -37,12 +39,21 @@ from huvidpo.files import make_folder, make_way, write_bytes
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
+from preferences.thumbnails import strip
 from training.data import Clips, embed_texts, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
 from training.lineage import commit, write_network
 from training.loop import STOPPED, Trained, TrainingError, run_is_kept, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
-from training.recipes import MOTION_RECIPES, ClipRecipe, MotionRecipe, Recipe, override, recipe_of
+from training.recipes import (
+    MOTION_RECIPES,
+    ClipRecipe,
+    MotionRecipe,
+    Recipe,
+    override,
+    read_settings,
+    recipe_of,
+)
 
 PATIENCE = timedelta(days=7)  # longer than any work that one process does for all
 EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
@@ -95,12 +106,23 @@ class MotionTask:
         return {"loss": sum(losses) / (len(self.clips.eval_rows) * len(EVAL_LEVELS))}
 
     def sample(self, step: int, folder: Path) -> None:
-        """A clip from the first frame and caption of the first evaluation row, always with the same noise."""
+        """A clip from the first frame and caption of the first evaluation row, always with the same noise;
+        and a picture of it below the real one.
+        """
         row, options = self.clips.eval_rows[:1], self.sampling
         captions = [self.clips.captions[row[0]]]
         (clip,) = sample_clips(self.pipeline, self._latents(row)[:, :, 0], captions, self.texts, options)
         make_folder(folder)
         write_bytes(folder / f"step_{step:06d}.mp4", video.encode(clip, options.fps))
+        rows = [np.asarray(strip(frames, 8, 96)) for frames in (self._real(row[0]), clip)]
+        Image.fromarray(np.concatenate(rows)).save(folder / f"step_{step:06d}.png")
+
+    def _real(self, row: int) -> np.ndarray:
+        """The clip of a row as the VAE gives it back: uint8 [F, H, W, 3]."""
+        request = ClipRequest(prompt=self.clips.captions[row], category="", seed=0, options=self.sampling)
+        (clip,) = self.pipeline.decode([request], [*self._latents(np.array([row]))])
+        assert clip is not None, "nobody cancels it"
+        return clip
 
     def _rows(self, draw: int) -> np.ndarray:
         return rows_for(self.clips.train_rows, draw, self.recipe.batch_size, self.recipe.seed)
@@ -204,6 +226,13 @@ def _check_launch(on_cpu: bool) -> None:
         raise TrainingError(f"{local} processes want as many GPUs, here are {torch.cuda.device_count()}")
 
 
+def use_threads(count: int) -> None:
+    """How many threads torch computes with. Raises TrainingError for less than one."""
+    if count < 1:
+        raise TrainingError(f"threads: got {count}, expected 1 or more")
+    torch.set_num_threads(count)
+
+
 def build_task(
     recipe: MotionRecipe, model: Model, unet: VideoUNet, folder: Path, cache: Path, accelerator: Accelerator
 ) -> MotionTask:
@@ -278,11 +307,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        use_threads(args.threads)
     catalog = load_catalog()
     model = catalog.model(args.model)
+    settings = read_settings(args.settings) if args.settings else []
     recipe = recipe_of(model, "motion", args.recipe)
     steps = [f"steps={args.steps}"] if args.steps is not None else []
-    recipe = override(recipe, args.set + steps)
+    recipe = override(recipe, [*settings, *args.set, *steps])
     whole = recipe.trainable == ("all",)
     if args.category is None and not whole:
         raise TrainingError(f"--category is missing; known: {', '.join(catalog.categories)}")
@@ -332,6 +364,12 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
     )
     parser.add_argument("--base", type=Path, help="folder of the UNet to start from (2D ones are inflated)")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        help="TOML file of recipe fields, before --set; as a run's recipe.toml",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument("--run", type=Path, help="folder of the run; default: runs/motion/<model>-<category>")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run, or start it if there is none"

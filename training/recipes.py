@@ -5,6 +5,9 @@ Change a field with `dataclasses.replace(recipe, lr=1e-4)` or, on the command li
 """
 
 import dataclasses
+import json
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
@@ -12,7 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from huvidpo.catalog import Model
 from huvidpo.checks import STRICT, Number, raises
-from huvidpo.errors import HuViDPOError
+from huvidpo.errors import HuViDPOError, InvalidRequest
+from huvidpo.text import read_text
 
 LAMP_TRAINABLE = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of an attention
@@ -286,6 +290,30 @@ def override(recipe: _Named, assignments: list[str]) -> _Named:
         except ValueError as error:
             raise RecipeError(f"--set {text!r}: {value!r} does not fit {kinds[name]}") from error
     return dataclasses.replace(recipe, **changes)
+
+
+def read_settings(file: Path) -> list[str]:
+    """`NAME=VALUE` texts, as `override` takes them, of a TOML file: fields of a recipe, `"none"` for None.
+
+    Raises RecipeError for a file that cannot be read as that.
+    """
+    try:
+        fields = tomllib.loads(read_text(file))
+    except (OSError, InvalidRequest, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"--settings {file}: cannot be read as TOML: {error}") from error
+    return [f"{name}={_to_text(value)}" for name, value in fields.items()]
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Every field of a recipe, as `read_settings` reads it: a run can be made again from its file."""
+    values = {name: "none" if v is None else v for name, v in dataclasses.asdict(recipe).items()}
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
 
 
 def _parse(text: str, kind: Any) -> Any:

@@ -27,6 +27,7 @@ from judging.methods import (
     render,
 )
 from preferences.clips import read_clips
+from service.study import read_study
 
 
 @pytest.fixture
@@ -162,6 +163,8 @@ def test_first_frames_are_shared(quick_family, tmp_path):
     arguments = ["--categories", "horse", "--prompts", "1", "--out", str(tmp_path / "t.json")]
     arguments += ["--method", "a=catalog", "--method", f"b=weights:{weights}", "--save", str(tmp_path / "s")]
     assert main(arguments) == 0
+    shown = read_study(tmp_path / "s")  # what is kept is a user study as it is, the frozen row included
+    assert {Path(clip.name).parent.name for clip in shown} == {"a", "b", "frozen-first-frame"}
     options = load_catalog().model(DEFAULT_MODEL).defaults
     (a, _), (b, _) = (next(iter(read_method(tmp_path / "s" / name, options, "horse"))) for name in "ab")
     assert np.abs(a[0].astype(int) - b[0]).mean() < 1  # apart from the video file's losses

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from clips import write_clip
 
+from huvidpo.catalog import PROJECT_ROOT
 from huvidpo.config import SamplingOptions
 from huvidpo.errors import CheckpointError
 from judging.judge import (
@@ -17,6 +18,7 @@ from judging.judge import (
     load_judge,
     measure_motion,
     score_clip,
+    warn_of_foreign,
 )
 from preferences.metrics import EvaluationError, flow, freeze
 from tiny.calibrate import preferred
@@ -93,3 +95,13 @@ def test_any_clip_checkpoint_can_judge(family):
     assert 0 <= score_clip(clip, "a horse runs " * 60, judge) <= 10
     with pytest.raises(CheckpointError, match="no CLIP"):
         load_judge(family / "video")
+
+
+def test_a_clip_that_saw_only_the_drawn_world_says_so_beside_other_clips(family, capsys):
+    warn_of_foreign(load_judge(family / "clip"), "3 clips")  # its config.json says nothing
+    assert capsys.readouterr().err == ""
+    warn_of_foreign(load_judge(PROJECT_ROOT / "models/tiny/clip"), "3 clips")
+    assert capsys.readouterr().err == (
+        "note: the CLIP that judges has seen only the drawn world of tiny/world.py; of 3 clips its figures mean "
+        "little: name another with --clip\n"
+    )

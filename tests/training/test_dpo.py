@@ -24,7 +24,7 @@ from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_ada
 from training.data import embed_texts
 from training.dpo import DPOTask, VideoNetwork, main, set_fields, with_steps
 from training.loop import CHECKPOINT, TrainingError, train
-from training.monitors import FILE, PLOT, Monitors, pair_metrics
+from training.monitors import FILE, PLOT, Monitors, pair_metrics, verdict
 from training.rated import PairRows, Rated
 from training.recipes import DPORecipe, RecipeError, override, paper_dpo, parts_of, tiny_dpo
 
@@ -648,3 +648,21 @@ def test_waiting_processes_outlast_any_work_of_the_main_one():
     one = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     one |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT_ROOT, env=os.environ | one, check=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "held_out", "says"),
+    [
+        ({"held_out_accuracy": 0.5}, 40, "0.50 of 40 pairs (0.90 on the pairs it was trained on): nothing"),
+        ({"held_out_accuracy": 0.3}, 1, "held-out accuracy 0.30 of 1 pair (0.90 on the pairs it"),
+        ({"held_out_accuracy": 0.75}, 4, "so few pairs may do that by chance; rate more clips to know"),
+        ({"held_out_accuracy": 0.75}, 40, ": it learnt a preference that holds"),
+        ({}, 0, "no pairs were held out, so whether that holds is not known"),
+        ({"train_winner_drift": 0.034}, 0, "; winners became worse, too (error +3.4%): lower lr"),
+        ({"frame_difference": 2.0, "frame_difference_before": 4.0}, 0, "; samples move 50% as much"),
+    ],
+)  # fmt: skip
+def test_the_verdict_in_words(found, held_out, says):
+    plain = {"train_accuracy": 0.9, "train_winner_drift": -0.1}
+    assert says in verdict(plain | found, held_out)
+    assert ("winners became worse" in verdict(plain | found, held_out)) == ("train_winner_drift" in found)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
+from PIL import Image
 
 from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
 from huvidpo.unet import VideoUNet
+from training import curves
 from training.inversion import invert_clips
 from training.loop import STOPPED
 from training.motion import main
@@ -190,3 +192,36 @@ def test_several_processes_are_several_or_none(tiny_family, clips, tmp_path):
     assert done.returncode != 0
     assert "training.motion: accelerate launch was asked for several processes and started one" in done.stderr
     assert not out.exists()
+
+
+def test_a_run_shows_its_curves_its_recipe_and_real_beside_sample(tiny_family, clips, tmp_path):
+    out, run = tmp_path / "horse.safetensors", tmp_path / "run"
+    seen = ("sample_every=2", "log_every=1", "text_drop=0.25")
+    assert main(arguments(clips, out, "--steps", "2", "--threads", "1", settings=seen)) == 0
+    assert torch.get_num_threads() == 1
+    points = curves.read(run / "tensorboard")
+    assert [step for step, _ in points["train/loss"]] == [1, 2]
+    assert [step for step, _ in points["eval/loss"]] == [0, 2]
+    with Image.open(run / curves.PLOT) as picture:
+        assert picture.format == "PNG"
+        assert picture.width == 4 * 4 * 80  # four panels of four inches in a row
+    with Image.open(run / "samples" / "step_000002.png") as picture:
+        both = np.asarray(picture)
+    assert both.shape == (2 * 96, 8 * 96, 3)
+    first, frame = both[:96, :96].astype(int), both[96:, :96].astype(int)
+    assert np.abs(first - frame).mean() < 2  # a sample starts from the real first frame
+    assert np.abs(both[:96].astype(int) - both[96:]).mean() > 2  # and goes on by itself
+
+    settings = run / "recipe.toml"
+    again = [
+        "--settings",
+        str(settings),
+        "--run",
+        str(tmp_path / "again"),
+        "--out",
+        str(tmp_path / "again.safetensors"),
+    ]
+    assert main(["--model", DEFAULT_MODEL, "--category", "horse", "--clips", str(clips), *again]) == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == out.read_bytes()
+    settings.write_text("steps = 1\nfrogs = 3\n")
+    assert main(["--model", DEFAULT_MODEL, "--category", "horse", "--clips", str(clips), *again]) == 2

@@ -8,14 +8,17 @@ from huvidpo.catalog import DEFAULT_MODEL, Recipes, load_catalog
 from huvidpo.unet import VideoUNet
 from training.loop import select_trainable
 from training.recipes import (
+    DPO_RECIPES,
     MOTION_RECIPES,
     RecipeError,
     lamp_sd14,
     override,
+    read_settings,
     recipe_of,
     tiny_base,
     tiny_dpo,
     tiny_motion,
+    to_toml,
 )
 
 
@@ -100,3 +103,19 @@ def test_only_finite_numbers_are_numbers(value):
 def test_override_refuses_what_cannot_run(assignment, message):
     with pytest.raises(RecipeError, match=message):
         override(tiny_base(), [assignment])
+
+
+@pytest.mark.parametrize("recipe", [*MOTION_RECIPES.values(), *DPO_RECIPES.values()])
+def test_a_recipes_file_makes_it_again(tmp_path, recipe):
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe()))
+    changed = dataclasses.replace(recipe(), seed=7, lr=1.0)
+    assert override(changed, read_settings(file)) == recipe()
+
+
+@pytest.mark.parametrize("text", ["steps = ", "steps 3", "\x00"])
+def test_a_settings_file_that_is_none_is_named(tmp_path, text):
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"--settings .*recipe.toml: cannot be read as TOML"):
+        read_settings(file)

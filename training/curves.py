@@ -1,0 +1,41 @@
+"""What TensorBoard shows, as one picture: `curves.png` of a run."""
+
+import math
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from huvidpo.files import whole_file
+
+PLOT = "curves.png"
+FIRST = ("train/loss", "eval/loss", "train/grad_norm", "train/lr")  # then the others, by name
+MOST = 12  # panels; of preferences there are more, which monitors.png has
+
+
+def read(events: Path) -> dict[str, list[tuple[int, float]]]:
+    """name -> (step, value) points of the TensorBoard events in a folder, of every sitting of the run."""
+    found = EventAccumulator(str(events), size_guidance={"scalars": 0}).Reload()
+    return {name: [(p.step, p.value) for p in found.Scalars(name)] for name in found.Tags()["scalars"]}
+
+
+def draw(folder: Path) -> None:
+    """Draw the curves of the run in `folder`; nothing when it has none yet."""
+    from matplotlib.figure import Figure
+
+    points = read(folder / "tensorboard")
+    names = [name for name in FIRST if name in points]
+    names = (names + sorted(points.keys() - set(names)))[:MOST]
+    if not names:
+        return
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, name in zip(panels, names, strict=False):
+        axes.plot(*zip(*points[name], strict=True), marker=".")
+        axes.set_title(name)
+        axes.set_xlabel("step")
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    with whole_file(folder / PLOT) as part:
+        figure.savefig(part, format="png", dpi=80)
