@@ -8,8 +8,8 @@
 
 CLIPS is a folder of videos with captions or a latent store (`training.data` says how either looks). OUT
 receives the trained tensors only, fp16, with their provenance; with `trainable=all` OUT is a folder with the
-whole VideoUNet. Checkpoint, TensorBoard events, their curves (`curves.png`), sample clips, beside the real one as pictures,
-and `recipe.toml`, which `--settings` takes again, go to `runs/motion/<model>-<category>`.
+whole VideoUNet. Checkpoint, TensorBoard events, their curves (`curves.png`), sample clips, below the real one
+as pictures, and `recipe.toml`, which `--settings` takes again, go to `runs/motion/<model>-<category>`.
 SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from there. Several
 processes: `torchrun --nproc-per-node N -m -- training.motion ...`, on GPUs also `accelerate launch -m`.
 """

@@ -102,6 +102,6 @@ def test_a_clip_that_saw_only_the_drawn_world_says_so_beside_other_clips(family,
     assert capsys.readouterr().err == ""
     warn_of_foreign(load_judge(PROJECT_ROOT / "models/tiny/clip"), "3 clips")
     assert capsys.readouterr().err == (
-        "note: the CLIP that judges has seen only the drawn world of tiny/world.py; of 3 clips its figures mean "
-        "little: name another with --clip\n"
+        "note: the CLIP that judges has seen only the drawn world of tiny/world.py; of 3 clips its figures "
+        "mean little: name another with --clip\n"
     )
