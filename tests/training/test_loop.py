@@ -233,7 +233,7 @@ def test_samples_evaluations_and_tensorboard(make_task, recipe, tmp_path):
     silent = go(*make_task(dataclasses.replace(recipe, sample_every=0)), tmp_path / "silent")
     looked_at = go(*make_task(recipe), tmp_path / "run")
     clips = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
-    assert clips == ["step_000000.mp4", "step_000002.mp4", "step_000004.mp4"]
+    assert clips == [f"step_00000{step}.{kind}" for step in (0, 2, 4) for kind in ("mp4", "png")]
     assert any("tfevents" in path.name for path in (tmp_path / "run" / "tensorboard").iterdir())
     for name, tensor in silent.weights.items():  # looking changes nothing
         assert torch.equal(tensor, looked_at.weights[name])
