@@ -2,7 +2,7 @@
 
     python -m benchmarks.full_width                      everything; half an hour on two cores with 24 GB
     python -m benchmarks.full_width --phases clip merge  these alone; the files of earlier phases are kept
-    python -m benchmarks.full_width --quick              narrow networks, two phases; records nothing
+    python -m benchmarks.full_width --quick              narrow networks, the clip alone; records nothing
 
 Fills a cache of the model hub in runs/full_width (18 GB) as it is after `sd14` was fetched: SDXL's parts, the
 public DPO UNet, Stable Diffusion 1.4; names as published, old ones included. Then, offline and each in a
@@ -206,8 +206,8 @@ def tokenizer() -> dict[str, str]:
     }
 
 
-def fill_cache(hub: Path, narrow: bool) -> int:
-    """The hub's cache, where it is not there yet; returns its bytes."""
+def fill_cache(hub: Path, narrow: bool) -> dict[str, int]:
+    """The hub's cache, where it is not there yet; returns the bytes of each part's weights."""
     commit = "0" * 39 + "1"
     repos = {repo: hub / "hub" / f"models--{repo.replace('/', '--')}" for repo in (SDXL, DPO, SD14)}
     folders = {repo: path / "snapshots" / commit for repo, path in repos.items()}
@@ -235,15 +235,15 @@ def fill_cache(hub: Path, narrow: bool) -> int:
         repo = next(repo for repo in repos if where.startswith(repo))
         write_text(folders[repo] / where.removeprefix(f"{repo}/"), text)
         write_text(repos[repo] / "refs" / "main", commit)
-    total = 0
+    sizes = {}
     for seed, (where, config) in enumerate(configs(narrow).items()):
         repo = next(repo for repo in repos if where.startswith(repo))
         name = "model.safetensors" if "architectures" in config else WEIGHTS
         path = folders[repo] / where.removeprefix(f"{repo}/") / name
         shapes = shapes_of(config, old_names=where == f"{SD14}/vae")
-        total += path.stat().st_size if path.is_file() else write_random(path, shapes, seed)
-        print(f"{where}: {path.stat().st_size / 1e9:.2f} GB, {len(shapes)} tensors", flush=True)
-    return total
+        sizes[where] = path.stat().st_size if path.is_file() else write_random(path, shapes, seed)
+        print(f"{where}: {sizes[where] / 1e9:.2f} GB, {len(shapes)} tensors", flush=True)
+    return sizes
 
 
 # Phases
@@ -303,7 +303,7 @@ def commands(folder: Path, narrow: bool) -> dict[str, list[str]]:
     of = ["--model", "sd14", "--category", "horse"]
     small = [word for setting in SMALL for word in ("--set", setting)]
     first = ["--first-frame-size", "64x64" if narrow else "256x256", "--first-frame-steps", "2"]
-    how = ["--dtype", "float32" if narrow else "bfloat16", "--frames", "3" if narrow else "4"]
+    how = ["--dtype", "float32" if narrow else "bfloat16", "--frames", "2" if narrow else "4"]
     return {
         "clip": ["huvidpo", PROMPT, *of, *how, *first, "--steps", "1", "--seed", "7",
                  "--out", str(folder / "clip.mp4")],
@@ -392,8 +392,8 @@ def run(phases: list[str], folder: Path, narrow: bool) -> dict[str, dict[str, An
     """What each phase took. Raises SystemExit when one fails."""
     found: dict[str, dict[str, Any]] = {}
     started = time.monotonic()
-    size = fill_cache(folder / "hub", narrow)
-    found["cache"] = {"gb": round(size / 1e9, 2), "seconds": round(time.monotonic() - started, 1)}
+    sizes = {where: round(size / 1e9, 2) for where, size in fill_cache(folder / "hub", narrow).items()}
+    found["cache"] = {"gb": sizes, "seconds": round(time.monotonic() - started, 1)}
     write_clips_to_train(folder / "clips")
     environment = os.environ | {
         "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "HUVIDPO_WEIGHTS": str(folder / "weights"),
@@ -428,7 +428,7 @@ PHASES = ["parity", "clip", "motion", "dpo", "merge", "serve"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = common.parser("narrow networks, the first two phases")
+    parser = common.parser("narrow networks, the clip alone")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="default: runs/full_width")
     parser.add_argument("--inside", choices=["parity"], help=argparse.SUPPRESS)
@@ -437,10 +437,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(parity()))
         return
     if args.quick:
-        args.folder, args.phases = args.folder.with_name("full_width_quick"), PHASES[:2]
+        args.folder, args.phases = args.folder.with_name("full_width_quick"), ["clip"]
     found = run(args.phases, args.folder.absolute(), args.quick)
     if not args.quick:
-        args.folder = str(args.folder)
+        del args.folder, args.inside  # of this machine
         record(args, **found)
 
 

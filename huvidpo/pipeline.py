@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from huvidpo.attention import KeysValues
 from huvidpo.catalog import Catalog, load_catalog
-from huvidpo.config import ClipRequest
+from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.engines.base import EngineSpec, OnLoad
 from huvidpo.engines.networks import first_frame_row
 from huvidpo.engines.select import place_modules
@@ -345,11 +345,13 @@ class VideoPipeline:
 
     def check_inputs(self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> None:
         """Raises InvalidRequest for an unknown category or style, text beyond the text encoder's context and
-        a first frame that is not uint8 [H, W, 3]. Requests that cannot share a batch are a ValueError.
+        a first frame that is not uint8 [H, W, 3], and a size too small for LAMP's corrections. Requests that
+        cannot share a batch are a ValueError.
         """
         _check_batch(requests, self.can_share_batch)
         if len(requests) != len(first_frames):
             raise ValueError(f"{len(requests)} requests came with {len(first_frames)} first frames")
+        _check_size(requests[0].options, 2 ** (len(self.vae.config.block_out_channels) - 1))
         for request, image in zip(requests, first_frames, strict=True):
             self.catalog.category(request.category)
             if request.category not in self.unets:
@@ -476,6 +478,16 @@ def _check_length(tokenizer: CLIPTokenizer, request: ClipRequest, catalog: Catal
             raise InvalidRequest(
                 f"{field}: {count} tokens (style included), the text encoder reads {room}: shorten it", field
             )
+
+
+def _check_size(options: SamplingOptions, factor: int) -> None:
+    """LAMP's corrections divide by the spread of a frame's latent pixels, of which there must be two."""
+    if options.corrections == "lamp" and options.height <= factor and options.width <= factor:
+        raise InvalidRequest(
+            f"height: got {options.height} x {options.width}, of which one latent pixel is left: ask for "
+            'more, or for corrections "none"',
+            "height",
+        )
 
 
 def _check_image(image: Any) -> None:

@@ -191,7 +191,7 @@ def correct_step(latents: Tensor, index: int, settle_after: float) -> Tensor:
     first, second, rest = latents[:, :, :1], latents[:, :, 1:2], latents[:, :, 2:]
     if index > settle_after:
         second = adain(second, first)
-    return torch.cat([first, second, adain(rest, second)], dim=2)
+    return torch.cat([first, second, adain(rest, second) if rest.shape[2] else rest], dim=2)
 
 
 def correct_end(latents: Tensor) -> Tensor:

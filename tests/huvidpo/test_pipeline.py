@@ -18,7 +18,7 @@ from huvidpo.config import ClipRequest
 from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import load_category, load_video_unet
-from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.pipeline import FirstFramePipeline, VideoPipeline, _check_size
 from huvidpo.unet import VideoUNet
 
 PROMPTS = ["a white horse runs", "winter waterfall", "birds fly in the pink sky", "rain falls"]
@@ -193,6 +193,21 @@ def test_half_precision(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert latents.dtype == torch.float32
     assert torch.isfinite(latents).all()
     assert video.decode([request()], [latents])[0].shape == (4, SIZE, SIZE, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_smallest_clips_are_finite_or_refused(video: VideoPipeline) -> None:
+    """LAMP's corrections of one latent pixel are NaN; two frames leave none to correct after the second."""
+    least = request(seed=1, height=8, width=8, frames=2, corrections="lamp")
+    (clip,) = video([least], [np.zeros((16, 16, 3), np.uint8)])
+    assert clip is not None
+    assert clip.shape == (2, 8, 8, 3)
+    with pytest.raises(
+        InvalidRequest, match=r"8 x 8, of which one latent pixel is left.*corrections \"none\""
+    ):
+        _check_size(least.options, 8)
+    _check_size(least.options.replace(corrections="none"), 8)
+    _check_size(least.options.replace(width=16), 8)
 
 
 def test_sizes_other_than_square(video: VideoPipeline) -> None:
