@@ -86,6 +86,7 @@ class GatewayService(GuardedService):
     def to_asgi(self, is_main: bool = True) -> Any:
         from huvidpo.catalog import load_catalog
         from service import pages
+        from service.browsers import allowed_hosts
         from service.doors import FEEDBACK, PREFIX, Doors
         from service.http import Guard
 
@@ -99,6 +100,8 @@ class GatewayService(GuardedService):
             prefixes=(*pages.PREFIXES, PREFIX),
             forms=("/v1/videos", "/v1/videos/sync"),
             admit=doors.admit,
+            hosts=allowed_hosts(SETTINGS.allowed_hosts),
+            body_seconds=SETTINGS.body_seconds,
         )
 
 

@@ -32,6 +32,10 @@ class TooLarge(HuViDPOError):
     """The body is larger than the service accepts."""
 
 
+class SlowBody(HuViDPOError):
+    """The body did not come in the time that the service waits for it."""
+
+
 class WrongMediaType(HuViDPOError):
     """The body is of a content type that is not read here."""
 
@@ -87,6 +91,7 @@ TABLE = (
     Row(Unauthenticated, 401, "UNAUTHENTICATED", "unauthenticated"),
     Row(Forbidden, 403, "PERMISSION_DENIED", "forbidden"),
     Row(NotFound, 404, "NOT_FOUND", "not_found"),
+    Row(SlowBody, 408, "DEADLINE_EXCEEDED", "body_timeout"),
     Row(Conflict, 409, "ALREADY_EXISTS", "conflict"),
     Row(TooLarge, 413, "OUT_OF_RANGE", "body_too_large"),
     Row(WrongMediaType, 415, "INVALID_ARGUMENT", "unsupported_media_type"),

@@ -14,7 +14,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.errors import INTERNAL, STATUS_CODES, TooLarge, WrongMediaType, row_of, shape, to_dict
+from service.browsers import check_host, check_site
+from service.errors import (
+    INTERNAL,
+    STATUS_CODES,
+    SlowBody,
+    TooLarge,
+    Unavailable,
+    WrongMediaType,
+    row_of,
+    shape,
+    to_dict,
+)
 from service.events import generate_events
 from service.generation import Finished, Generation
 from service.metrics import ANSWERS, REQUESTS
@@ -31,6 +42,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Read = Callable[[Request], Awaitable[GenerateRequest]]
 
 access = logging.getLogger("service.access")
+HELD_BODIES = 8  # of the largest size, in memory at once
 LEFT = 499  # the client went before there was an answer
 _KEPT_HEADERS = {b"allow", b"content-range", b"retry-after", b"www-authenticate"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -43,8 +55,10 @@ _MESSAGES = {
 
 
 class Guard:
-    """Outermost ASGI layer. No body passes it that is too large or of a media type nobody reads (BentoML's
-    pickle above all); exceptions, and error answers made by the framework, leave it in the one JSON shape.
+    """Outermost ASGI layer. No body passes it that is too large, slow, or of a media type nobody reads
+    (BentoML's pickle above all), nor more of them than there is memory for; no request that a page of another
+    site made a browser send. Exceptions, and error answers made by the framework, leave it in the one JSON
+    shape.
 
     Every answer carries X-Request-Id: the caller's own when it is 1-64 of A-Z a-z 0-9 . _ -, else a new one.
     Every answer, whoever made it, has one line in the log and counts once in the metric. What is not HTTP,
@@ -61,6 +75,8 @@ class Guard:
         forms: tuple[str, ...] = (),
         admit: Callable[[Scope, Headers], None] = lambda scope, headers: None,
         reads: str = "application/json",
+        hosts: frozenset[str] | None = None,
+        body_seconds: float = 60.0,
     ):
         self.app = app
         self.max_body = max_body  # bytes
@@ -69,6 +85,9 @@ class Guard:
         self.forms = forms  # paths that read multipart/form-data too
         self.admit = admit  # raises for who may not call, before the body is read
         self.reads = reads  # media type of bodies
+        self.hosts = hosts  # see browsers.check_host; None: all, for what browsers do not reach
+        self.body_seconds = body_seconds  # a body has to come within
+        self._held = 0  # bytes of bodies that came and whose requests are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,14 +117,22 @@ class Guard:
             self._account(scope, answer.status or LEFT, time.monotonic() - started, request_id)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer") -> None:
+        if self.hosts is not None:
+            check_host(headers, self.hosts)
+        check_site(scope["method"], headers)
         if not self._known(scope["path"]):
             await answer.fail_status(404)
             return
         self.admit(scope, headers)
-        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
-            receive = _replay(await self._read(scope["path"], headers, receive), receive)
-        await self.app(scope, receive, answer.send)
-        await answer.finish()
+        body = b""
+        try:
+            if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+                body = await self._read(scope["path"], headers, receive)
+                receive = _replay(body, receive)
+            await self.app(scope, receive, answer.send)
+            await answer.finish()
+        finally:
+            self._held -= len(body)
 
     def _known(self, path: str) -> bool:
         return path in self.paths or path.startswith(self.prefixes)
@@ -128,29 +155,46 @@ class Guard:
             self._account(scope, 403, 0.0, uuid.uuid4().hex)
 
     async def _read(self, path: str, headers: Headers, receive: Receive) -> bytes:
-        """The whole body. Raises WrongMediaType, TooLarge."""
+        """The whole body, held from now on. Raises WrongMediaType, TooLarge, SlowBody, Unavailable."""
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body:
             raise self._too_large()
         parts: list[bytes] = []
-        size = 0
-        while True:
+        try:
+            async with asyncio.timeout(self.body_seconds):
+                await self._collect(parts, receive)
+            body = b"".join(parts)
+            self._check_type(path, headers, body)
+        except TimeoutError:
+            self._held -= sum(map(len, parts))
+            raise SlowBody(f"the body did not come within {self.body_seconds:g} seconds") from None
+        except BaseException:
+            self._held -= sum(map(len, parts))
+            raise
+        return body
+
+    async def _collect(self, parts: list[bytes], receive: Receive) -> None:
+        size, more = 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Gone
             parts.append(message.get("body", b""))
             size += len(parts[-1])
+            self._held += len(parts[-1])
             if size > self.max_body:
                 raise self._too_large()
-            if not message.get("more_body", False):
-                break
+            if self._held > HELD_BODIES * self.max_body:
+                raise Unavailable("too much is being uploaded at once, try again in a few seconds")
+            more = message.get("more_body", False)
+
+    def _check_type(self, path: str, headers: Headers, body: bytes) -> None:
         media_type = headers.get("content-type", "").split(";")[0].strip().lower()
         allowed = [self.reads, *(["multipart/form-data"] if path in self.forms else [])]
-        if size and media_type not in allowed:
+        if body and media_type not in allowed:
             raise WrongMediaType(
                 f"Content-Type: got {media_type[:100]!r}, only {' or '.join(allowed)} is read here"
             )
-        return b"".join(parts)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self.max_body} bytes")

@@ -8,11 +8,11 @@ service serves the same page at /rate when HUVIDPO_RATING_CLIPS names a folder. 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
@@ -25,7 +25,8 @@ from huvidpo import command
 from huvidpo.errors import InvalidRequest
 from preferences.pairs import scores_by_clip
 from preferences.records import huvidpo_json, read_records
-from service.errors import Forbidden, NotFound, TooLarge
+from service.browsers import allowed_hosts
+from service.errors import NotFound, TooLarge
 from service.http import App, Guard, Receive, Scope, Send
 from service.judging import Choice, Clip, Judging, Mode, Task
 from service.schemas import Rater, parse, rater_name
@@ -99,7 +100,8 @@ def rating_app(judging: Judging, exports: Exports | None = None) -> App:
 
 def standalone(judging: Judging, exports: Exports | None = None) -> App:
     """The page as a server of its own, with the guard of the service around it."""
-    return Guard(rating_app(judging, exports), max_body=MAX_BODY, prefixes=("/",))
+    hosts = allowed_hosts(os.environ.get("HUVIDPO_ALLOWED_HOSTS", ""))
+    return Guard(rating_app(judging, exports), max_body=MAX_BODY, prefixes=("/",), hosts=hosts)
 
 
 def jsonl(judging: Judging) -> str:
@@ -163,11 +165,7 @@ def _rater(request: Request) -> str:
 
 
 async def _body(request: Request) -> bytes:
-    """The body of a request of our own page. Raises Forbidden, TooLarge."""
-    origin = request.headers.get("origin")
-    # Browsers send Origin with every POST; what sends none is not a browser that another site could misuse.
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise Forbidden("answers are taken from the rating page itself, not from pages of other sites")
+    """Raises TooLarge."""
     body = await request.body()
     if len(body) > MAX_BODY:
         raise TooLarge(f"the body is larger than {MAX_BODY} bytes")

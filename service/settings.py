@@ -33,6 +33,8 @@ class Settings:
     grpc_port: int = 3001  # where gRPC is answered, 1..65535; 0: nowhere
     grpc_host: str = "127.0.0.1"  # address gRPC is bound to; unless given, what BENTOML_HOST says
     drain_seconds: int = 60  # on SIGTERM, seconds that accepted requests have to finish, 0..86400
+    allowed_hosts: str = ""  # names the gateway answers to beside private ones, by commas; *: any
+    body_seconds: int = 60  # a request's body has to come within, 1..86400
     api_keys: str = ""  # file of the keys that may call, see keys.py; empty: nobody needs one
     data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
     database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
@@ -83,6 +85,7 @@ _RANGES = {
     "max_frames": (2, 256),
     "max_body_mib": (1, 1024),
     "max_image_megapixels": (1, 200),
+    "body_seconds": (1, 86_400),
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
     "grpc_port": (0, 65_535),

@@ -35,3 +35,22 @@ def test_rating_at_the_service(server, rated_clips):
     missing = server.client.get("/rate/nothing")
     assert missing.json()["error"]["code"] == "not_found"
     assert task["id"] not in server.client.get("/metrics").text  # a series for every clip would be too many
+
+
+def test_foreign_names_and_foreign_pages_get_nothing(server):
+    """A page at evil.example whose name now points here, and one that sends a form here."""
+    for path in (
+        "/",
+        "/page/app.js",
+        "/rate/",
+        "/rate/export/ratings.jsonl",
+        "/models",
+        "/v1/videos",
+        "/metrics",
+    ):
+        answer = server.client.get(path, headers={"Host": "evil.example"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden"), path
+    foreign = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Origin": "http://evil.example"}
+    form = {"files": {"prompt": (None, "rain")}, "headers": foreign}
+    assert server.client.post("/v1/videos", **form).status_code == 403
+    assert server.client.get("/", headers=foreign).status_code == 200  # a link to the page

@@ -260,3 +260,42 @@ def test_answers_name_the_field():
         "type": "invalid_request_error",
         "request_id": "id1",
     }
+
+
+def upload(app, parts, pause=0.0):
+    """The answer to a body that comes in parts, and then does not end."""
+    sent = []
+
+    async def receive():
+        if parts:
+            return {"type": "http.request", "body": parts.pop(0), "more_body": True}
+        await asyncio.sleep(pause)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/echo", "query_string": b"", "headers": headers}
+
+    async def main():
+        await app(scope, receive, send)
+
+    asyncio.run(main())
+    return (sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]) if sent else None
+
+
+def test_a_body_that_does_not_come_is_given_up(app):
+    app.body_seconds = 0.05
+    assert upload(app, [b"{"], pause=30) == (408, "body_timeout")
+    assert app._held == 0
+
+
+def test_bodies_have_a_budget_and_give_it_back(app):
+    app._held = 8 * app.max_body - 50  # others are being uploaded
+    assert upload(app, [b"x" * 40, b"x" * 40]) == (503, "unavailable")
+    assert upload(app, [b"x" * 40]) is None  # it left by itself
+    assert post(app, "/echo", b"{}").status_code == 200
+    assert post(app, "/echo", b"{}", headers={}).status_code == 415
+    assert post(app, "/echo", b"x" * 101).status_code == 413
+    assert app._held == 8 * app.max_body - 50
