@@ -19,7 +19,8 @@ def test_hosts_that_are_answered(host):
 
 @pytest.mark.parametrize("host", [
     "evil.example", "evil.example:3000", "127.0.0.1.evil.example", "localhost.evil.example",
-    "video.example.com.evil", "evilvideo.example.com", "[", "[::1", "@", ":80", "a.local@evil.example", "127.0.0.1.nip.io", "0x7f.1",
+    "video.example.com.evil",
+    "evilvideo.example.com", "[", "[::1", "@", ":80", "a.local@evil.example", "127.0.0.1.nip.io", "0x7f.1",
 ])  # fmt: skip
 def test_hosts_that_are_not(host):
     with pytest.raises(Forbidden, match="HUVIDPO_ALLOWED_HOSTS"):
