@@ -4,6 +4,7 @@ They start once BentoML has made the gateway and its runners' clients (not befor
 too early), and stop before it takes them down.
 """
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PREFIX = "/v1/"  # what the videos API answers
 FEEDBACK = "/feedback"
 KEYED = ("/generate_video", FEEDBACK, PREFIX)  # paths that want a key where there are keys
+WAITED_FOR = ("/generate_video", "/v1/videos/sync")  # paths that answer with the clip itself
+MAKING = re.compile(r"/generate_video|/v1/videos(/sync|/[^/]+/remix)?")  # paths whose POST asks for a clip
 GRACE = 20.0  # seconds that calls have to finish at shutdown
 
 
@@ -38,11 +41,20 @@ class Doors:
         self._videos = videos_app(self._engine)
 
     def admit(self, scope: Scope, headers: Headers) -> None:
-        """Before anything of the body is read. Raises Unauthenticated."""
+        """Before anything of the body is read. Raises Unauthenticated, QueueFull."""
         if scope["path"].startswith(KEYED):
-            scope["state"]["key"] = self.keys.check(headers.get("authorization", ""))
+            scope["state"]["key"] = name = self.keys.check(headers.get("authorization", ""))
+            if scope["method"] == "POST" and MAKING.fullmatch(scope["path"]):
+                self.keys.spend(name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in WAITED_FOR:
+            with self.keys.place(scope["state"].get("key", "")):
+                await self._pass(scope, receive, send)
+        else:
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"].startswith(PREFIX) or scope["path"] == FEEDBACK):
             await self._videos(scope, receive, send)
             return
@@ -72,7 +84,7 @@ class Doors:
         from service import grpc_server
         from service.jobs import JobEngine
 
-        self.jobs = JobEngine(self._core(), self.settings)
+        self.jobs = JobEngine(self._core(), self.settings, self.keys)
         await self.jobs.start()
         if self.settings.grpc_port:
             self._grpc = await grpc_server.start(self.jobs, self.keys, self.settings)

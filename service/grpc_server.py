@@ -82,13 +82,17 @@ class VideoGeneration(stubs.VideoGenerationServicer):
     async def Generate(
         self, request: messages.GenerateRequest, context: Context
     ) -> AsyncIterator[messages.GenerateEvent]:
-        async with self._answering(context), aclosing(self.core.generate(read(request))) as events:
-            async for event in events:
-                for message in messages_of(event):
-                    yield message
+        async with self._answering(context) as owner:
+            self.keys.spend(owner)
+            with self.keys.place(owner):
+                async with aclosing(self.core.generate(read(request))) as events:
+                    async for event in events:
+                        for message in messages_of(event):
+                            yield message
 
     async def CreateJob(self, request: messages.CreateJobRequest, context: Context) -> messages.Job:
         async with self._answering(context) as owner:
+            self.keys.spend(owner)
             wanted = read(request.request)
             return job_message(await self.jobs.create(wanted, owner, request.idempotency_key or None))
 

@@ -145,8 +145,9 @@ class Guard:
         )
         ANSWERS.labels(label, str(status)).inc()
         client = (scope.get("client") or ("-",))[0]
-        line = "%s %s %r %d %.3f s %s"
-        access.info(line, client, scope.get("method", "-"), path[:200], status, seconds, request_id)
+        key = scope.get("state", {}).get("key") or "-"
+        line = "%s %s %s %r %d %.3f s %s"
+        access.info(line, client, key, scope.get("method", "-"), path[:200], status, seconds, request_id)
 
     async def _close(self, scope: Scope, send: Send) -> None:
         """A websocket is refused before it is accepted; uvicorn answers that with 403."""

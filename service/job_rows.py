@@ -148,6 +148,16 @@ class Rows:
         query = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.status == status)
         return await self._do(lambda db: db.execute(query).scalar_one())
 
+    async def active(self, owner: str) -> int:
+        """How many jobs of an owner have not ended."""
+        where = (JOBS.c.owner == owner, JOBS.c.status.in_(ACTIVE))
+        query = sa.select(sa.func.count()).select_from(JOBS).where(*where)
+        return await self._do(lambda db: db.execute(query).scalar_one())
+
+    async def has(self, owner: str, idempotency_key: str) -> bool:
+        query = sa.select(JOBS.c.id).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency_key)
+        return await self._do(lambda db: db.execute(query).first()) is not None
+
     async def claim(self, id: str, executor: str) -> bool:
         """This executor works on the job from now on; an earlier one's `step` is False. False: nobody wants
         it any more."""

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from service import metrics, webhooks
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
 from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
 from service.job_rows import Job, Rows, new_job
+from service.keys import Keys
 from service.lineage import weights_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
@@ -61,8 +62,9 @@ class Page:
 class JobEngine:
     """One per process: DBOS keeps its state in module globals. `start` and `stop` on the server's loop."""
 
-    def __init__(self, core: Generation, settings: Settings):
-        self.core, self.settings = core, settings
+    def __init__(self, core: Generation, settings: Settings, keys: Keys | None = None):
+        self.core, self.settings, self.keys = core, settings, keys or Keys("")
+        self._adding = asyncio.Lock()  # for owners whose jobs are counted
         folder = Path(settings.data).expanduser()
         self.store = Store(folder / "clips")
         self.feedback = folder / "feedback"  # clips that people judged, and what they said
@@ -131,23 +133,35 @@ class JobEngine:
         frame = None
         if request.first_frame is not None:
             frame = await self.core.read_first_frame(request.first_frame, plan.clip.options)
-        waiting = await self.rows.count("queued")
-        if waiting >= self.settings.max_queued_jobs:
-            raise QueueFull(f"{waiting} jobs are waiting, try again in a minute", 60)
         options = {name: getattr(plan.clip.options, name) for name in ("steps", "guidance", "frames", "fps")}
         options |= {"seed": plan.clip.seed, "style": plan.clip.style, "first_frame": None}
         decided = request.model_copy(update=options)
         job = new_job(
             f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source, webhook
         )
-        if frame is not None:
-            await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
-        stored = await self.rows.add(job, idempotency_key, fingerprint)
+        try:
+            async with self._adding if self.keys.limits_places(owner) else nullcontext():
+                if idempotency_key is None or not await self.rows.has(owner, idempotency_key):
+                    await self._check_room(owner)
+                if frame is not None:
+                    await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
+                stored = await self.rows.add(job, idempotency_key, fingerprint)
+        except BaseException:
+            await asyncio.to_thread(self.store.delete, job.id)
+            raise
         if stored.id != job.id:
             await asyncio.to_thread(self.store.delete, job.id)
             return stored
         await self._enqueue(job.id)
         return job
+
+    async def _check_room(self, owner: str) -> None:
+        """Raises QueueFull when too many jobs wait, or the owner has as many as it may."""
+        waiting = await self.rows.count("queued")
+        if waiting >= self.settings.max_queued_jobs:
+            raise QueueFull(f"{waiting} jobs are waiting, try again in a minute", 60)
+        if self.keys.limits_places(owner):
+            self.keys.check_place(owner, await self.rows.active(owner))
 
     async def get(self, id: str, owner: str = "") -> Job:
         """Raises NotFound, also for a job of another owner."""

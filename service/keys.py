@@ -1,78 +1,149 @@
-"""API keys: who may call, and whose a job is. The file HUVIDPO_API_KEYS names has a line "name:sha256" each.
+"""API keys: who may call, how much, and whose a job is. The file HUVIDPO_API_KEYS names has a line each:
+
+    name:sha256 [rate=<clips asked for per minute>] [concurrency=<clips in the making>]
 
 python -m service.keys ann >> keys.txt        # the key itself is printed on stderr, once
+python -m service.keys shop rate=30 concurrency=4 >> keys.txt
 """
 
 import hashlib
 import hmac
+import logging
+import math
 import re
 import secrets
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import Unauthenticated
+from service.errors import QueueFull, Unauthenticated
 
-_LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
+logger = logging.getLogger(__name__)
+RETRY_SECONDS = 5  # for who has as many clips in the making as it may
+_LINE = re.compile(
+    r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(?: rate=([1-9]\d{0,5}))?(?: concurrency=([1-9]\d{0,5}))?"
+)
+
+
+@dataclass(frozen=True)
+class _Key:
+    hash: str
+    rate: int | None = None  # clips it may ask for per minute, as many at once; None: any number
+    concurrency: int | None = None  # clips it may have in the making
 
 
 class Keys:
     """The keys of a file, read again when it has changed; with no file, everybody is "" and may call.
 
-    Raises ValueError for a file that cannot be read as keys, naming the line.
+    Raises ValueError for a file that cannot be read as keys, naming the line. One that becomes so later
+    changes nothing: the keys read before stay good. Rates are those of this process.
     """
 
     def __init__(self, file: str):
         self._file = Path(file).expanduser() if file else None
         self._read_at = 0
-        self._hashes: dict[str, str] = {}
-        self._refresh()
+        self._keys: dict[str, _Key] = {}
+        self._left: dict[str, tuple[float, float]] = {}  # of the rate: how many, and when that was
+        self._making: Counter[str] = Counter()
+        if self._file is not None:
+            self._refresh(self._file)
 
     def check(self, authorization: str) -> str:
         """The name of the key in "Bearer <key>". Raises Unauthenticated."""
         if self._file is None:
             return ""
-        self._refresh()
+        try:
+            self._refresh(self._file)
+        except ValueError as error:
+            logger.error("the keys stay as they were: %s", error)
         scheme, _, key = authorization.partition(" ")
         given, found = _hash(key.strip()), ""
-        for name, known in self._hashes.items():  # all of them, so that the time tells nothing
-            if hmac.compare_digest(given, known):
+        for name, known in self._keys.items():  # all of them, so that the time tells nothing
+            if hmac.compare_digest(given, known.hash):
                 found = name
         if scheme.lower() != "bearer" or not found:
             raise Unauthenticated("send a key of this service as `Authorization: Bearer <key>`")
         return found
 
-    def _refresh(self) -> None:
-        if self._file is None:
+    def spend(self, name: str) -> None:
+        """One clip is asked for. Raises QueueFull when the key's rate does not allow it."""
+        rate = self._of(name).rate
+        if rate is None:
             return
+        now = time.monotonic()
+        left, before = self._left.get(name, (float(rate), now))
+        left = min(left + (now - before) * rate / 60, float(rate))
+        if left < 1:
+            wait = math.ceil((1 - left) * 60 / rate)
+            raise QueueFull(f"this key may ask for {rate} clips a minute, wait {wait} seconds", wait)
+        self._left[name] = (left - 1, now)
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[None]:
+        """While somebody waits for a clip. Raises QueueFull when as many of this key do as may."""
+        self.check_place(name, self._making[name])
+        self._making[name] += 1
         try:
-            changed = self._file.stat().st_mtime_ns
+            yield
+        finally:
+            self._making[name] -= 1
+
+    def check_place(self, name: str, making: int) -> None:
+        """Raises QueueFull when `making` clips are as many as the key may have."""
+        most = self._of(name).concurrency
+        if most is not None and making >= most:
+            raise QueueFull(
+                f"{making} clips of this key are in the making, at most {most} may be; wait for one",
+                RETRY_SECONDS,
+            )
+
+    def limits_places(self, name: str) -> bool:
+        return self._of(name).concurrency is not None
+
+    def _of(self, name: str) -> _Key:
+        return self._keys.get(name, _Key(""))
+
+    def _refresh(self, file: Path) -> None:
+        try:
+            changed = file.stat().st_mtime_ns
             if changed != self._read_at:
-                self._hashes = _parse(self._file)
-                self._read_at = changed
+                self._read_at = changed  # also when it is broken: that is said once
+                self._keys = _parse(file)
         except OSError as error:
-            raise ValueError(f"HUVIDPO_API_KEYS: {self._file} cannot be read: {error.strerror}") from error
+            raise ValueError(f"HUVIDPO_API_KEYS: {file} cannot be read: {error.strerror}") from error
 
 
-def _parse(file: Path) -> dict[str, str]:
-    hashes: dict[str, str] = {}
+def _parse(file: Path) -> dict[str, _Key]:
+    keys: dict[str, _Key] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        if not (found := _LINE.fullmatch(line.strip())) or found[1] in hashes:
-            raise ValueError(f"{file}, line {number}: expected a new name, a colon and a sha256 in hex")
-        hashes[found[1]] = found[2]
-    return hashes
+        if not (found := _LINE.fullmatch(line.strip())) or found[1] in keys:
+            raise ValueError(
+                f"{file}, line {number}: expected a new name, a colon and a sha256 in hex, then at most "
+                "rate=<1..999999> concurrency=<1..999999>"
+            )
+        rate, concurrency = (int(text) if text else None for text in found.group(3, 4))
+        keys[found[1]] = _Key(found[2], rate, concurrency)
+    return keys
 
 
 def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def main(name: str) -> None:
+def main(name: str, *limits: str) -> None:
     key = secrets.token_urlsafe(32)
-    line = f"{name}:{_hash(key)}"
+    line = " ".join((f"{name}:{_hash(key)}", *limits))
     if not _LINE.fullmatch(line):
-        sys.exit(f"name: got {name!r}, expected 1 to 64 of A-Z a-z 0-9 . _ -")
+        sys.exit(
+            f"got {' '.join((name, *limits))!r}, expected a name of 1 to 64 of A-Z a-z 0-9 . _ -, "
+            "then at most rate=<number> concurrency=<number>"
+        )
     print(key, file=sys.stderr)
     print(line)
 

@@ -12,6 +12,9 @@ from service.protos import video_generation_pb2_grpc as stubs
 GOOD = {"prompt": "a horse", "num_inference_steps": 1, "num_frames": 2}
 
 
+LIMITS = {"cat": " rate=2", "dan": " concurrency=1"}
+
+
 def bearer(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {name}-secret"}
 
@@ -19,7 +22,11 @@ def bearer(name: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def keyed(start_server, random_family, tmp_path_factory):
     file = tmp_path_factory.mktemp("keys") / "keys"
-    hashes = [f"{name}:{hashlib.sha256(f'{name}-secret'.encode()).hexdigest()}" for name in ("ann", "bob")]
+    hashes = [
+        f"{name}:{hashlib.sha256(f'{name}-secret'.encode()).hexdigest()}"
+        for name in ("ann", "bob", "cat", "dan")
+    ]
+    hashes = [line + LIMITS.get(line[:3], "") for line in hashes]
     file.write_text("\n".join(hashes))
     server = start_server(
         HUVIDPO_CATALOG=str(random_family / "catalog"), HUVIDPO_BACKEND="torch", HUVIDPO_API_KEYS=str(file)
@@ -103,3 +110,41 @@ def test_the_page_asks_for_a_key(keyed, browse):
     page.wait_for_selector("#clip:not([hidden])")
     page.click("#up")
     page.wait_for_selector('#up[aria-pressed="true"]')
+
+
+def test_a_key_has_its_rate_at_every_door(keyed):
+    """Two clips a minute."""
+    paths = ("/v1/videos", "/generate_video", "/v1/videos/sync", "/v1/videos/video_1/remix")
+    for _ in range(2):
+        keyed.client.post("/v1/videos", json=GOOD, headers=bearer("cat"))
+    for path in paths:
+        refused = keyed.client.post(path, json=GOOD, headers=bearer("cat"))
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error"), path
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+    with grpc.insecure_channel(f"127.0.0.1:{keyed.grpc_port}") as channel:
+        request = messages.GenerateRequest(prompt="a horse", category="horse", style="realistic")
+        calls = stubs.VideoGenerationStub(channel)
+        for call in (
+            lambda **more: calls.CreateJob(messages.CreateJobRequest(request=request), **more),
+            lambda **more: list(calls.Generate(request, **more)),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                call(metadata=[*bearer("cat").items()])
+            assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert keyed.client.get("/v1/videos", headers=bearer("cat")).status_code == 200  # to look is free
+
+
+def test_a_key_has_as_many_clips_in_the_making_as_it_may(keyed):
+    """One."""
+    long = {"prompt": "rain", "num_inference_steps": 100, "num_frames": 64}
+    one = bearer("dan") | {"Idempotency-Key": "one"}
+    id = keyed.client.post("/v1/videos", json=long, headers=one).json()["id"]
+    refused = keyed.client.post("/v1/videos", json=long, headers=bearer("dan"))
+    assert refused.status_code == 429
+    assert "1 clips of this key are in the making" in refused.json()["error"]["message"]
+    assert keyed.client.post("/v1/videos", json=long, headers=one).json()["id"] == id  # the same job
+    keyed.client.post(f"/v1/videos/{id}/cancel", headers=bearer("dan"))
+    again = keyed.client.post("/v1/videos", json=long, headers=bearer("dan"))
+    assert again.json()["status"] == "queued"
+    keyed.client.delete(f"/v1/videos/{again.json()['id']}", headers=bearer("dan"))
+    assert keyed.client.post("/v1/videos/sync", json=GOOD, headers=bearer("dan")).status_code == 200

@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
-from service.errors import Unauthenticated
+from service import keys as keys_module
+from service.errors import QueueFull, Unauthenticated
 from service.keys import Keys
 
 
-def make(file, name: str) -> str:
+def make(file, *name: str) -> str:
     """A key as the command makes it; its line is added to the file."""
     made = subprocess.run(
-        [sys.executable, "-m", "service.keys", name], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "service.keys", *name], capture_output=True, text=True, check=True
     )
     with file.open("a") as lines:
         lines.write(made.stdout)
@@ -33,6 +34,53 @@ def test_names_by_key_and_reload(tmp_path):
     os.utime(file, ns=(0, 2))
     with pytest.raises(Unauthenticated):
         keys.check(f"Bearer {ann}")
+    carl = make(file, "carl")
+    os.utime(file, ns=(0, 3))
+    assert keys.check(f"Bearer {carl}") == "carl"
+    for broken in (lambda: file.write_text("half a li"), file.unlink):
+        broken()  # while somebody writes it, say
+        assert keys.check(f"Bearer {carl}") == "carl"
+
+
+def test_a_rate_is_given_back_evenly(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(keys_module.time, "monotonic", lambda: now)
+    file = tmp_path / "keys"
+    make(file, "ann", "rate=3")
+    make(file, "bob")
+    keys = Keys(str(file))
+    for _ in range(3):
+        keys.spend("ann")
+    with pytest.raises(QueueFull, match="3 clips a minute, wait 20 seconds") as refused:
+        keys.spend("ann")
+    assert refused.value.retry_after == 20
+    now += 20
+    keys.spend("ann")
+    with pytest.raises(QueueFull):
+        keys.spend("ann")
+    now += 10_000
+    for _ in range(3):  # no more is saved up
+        keys.spend("ann")
+    with pytest.raises(QueueFull):
+        keys.spend("ann")
+    for _ in range(100):
+        keys.spend("bob")
+        keys.spend("")
+
+
+def test_places_are_given_back(tmp_path):
+    file = tmp_path / "keys"
+    make(file, "ann", "concurrency=2")
+    keys = Keys(str(file))
+    with keys.place("ann"), keys.place("ann"):
+        with pytest.raises(QueueFull, match="2 clips of this key are in the making"), keys.place("ann"):
+            pass
+        with keys.place("bob"), keys.place("bob"), keys.place("bob"):
+            pass
+    with pytest.raises(RuntimeError), keys.place("ann"):
+        raise RuntimeError
+    with keys.place("ann"), keys.place("ann"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -51,7 +99,15 @@ def test_without_a_file_nobody_needs_one():
 
 
 @pytest.mark.parametrize(
-    "line", ["ann", "ann:12", "a b:" + "0" * 64, "ann:" + "0" * 64 + "\nann:" + "1" * 64]
+    "line",
+    [
+        "ann",
+        "ann:12",
+        "a b:" + "0" * 64,
+        "ann:" + "0" * 64 + " rate=0",
+        "ann:" + "0" * 64 + " size=1",
+        "ann:" + "0" * 64 + "\nann:" + "1" * 64,
+    ],
 )
 def test_a_file_that_is_none(tmp_path, line):
     file = tmp_path / "keys"
