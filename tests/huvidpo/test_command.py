@@ -71,3 +71,12 @@ def test_libraries_say_nothing_before_we_do():
 
 def _plain() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if "VERBOSITY" not in name}
+
+
+def test_the_tiny_familys_commands_are_one_process(tmp_path):
+    """They have no `main` in common: their package says it."""
+    asked = [sys.executable, "-m", "tiny.world", "--out", str(tmp_path / "out")]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, env=_plain() | {"WORLD_SIZE": "2"})
+    assert done.returncode == 1
+    assert done.stderr == "tiny: got 2 processes, it runs in one: start it without a launcher\n"
+    assert not (tmp_path / "out").exists()
