@@ -39,6 +39,7 @@ from training.scenes import SIZE, find_cuts, scenes
 
 FEW, MANY = 8, 16  # clips that the papers train a category on
 STILL = 1.0  # grey levels of 255 between frames, below which nothing is seen to move
+MUCH = 0.6  # of the picture; less kept is a note
 HEIGHT, LINE, MARGIN = 72, 14, 6  # of the sheet, in pixels
 RED, BLACK, GREY = (200, 0, 0), (0, 0, 0), (110, 110, 110)
 
@@ -118,8 +119,8 @@ def _notes(seen: Look, recipe: ClipRecipe) -> list[str]:
             f"{seen.count / seen.fps:.1f} s is shorter than a clip's {recipe.frames / recipe.fps:.1f} s: "
             "it is learnt in slow motion; take a longer one"
         )
-    kept = _crop(seen.whole.shape, recipe)
-    if (share := (kept[2] - kept[0]) * (kept[3] - kept[1]) / (height * width)) < 0.6:
+    left, top, right, bottom = _crop(seen.whole.shape, recipe)
+    if (share := (right + 1 - left) * (bottom + 1 - top) / (height * width)) < MUCH:
         notes.append(f"only {share:.0%} of the picture is kept: crop it yourself if what matters is lost")
     return notes
 
