@@ -138,7 +138,8 @@ def train(
     state = State(params, optimizer, ema)
     identity = {**identity, "processes": str(accelerator.num_processes), "precision": recipe.precision}
     weights_and_moments = (3 + bool(ema)) * sum(4 * param.numel() for param in params.values())
-    make_folder(folder, 2 * weights_and_moments)  # a new checkpoint beside the old one
+    checkpoints = 1 if (folder / CHECKPOINT).exists() else 2  # a new one is written beside the old one
+    make_folder(folder, checkpoints * weights_and_moments)
     _open_run(folder / CHECKPOINT, state, recipe, identity, accelerator, resume)
     if accelerator.is_main_process:
         write_text(folder / "recipe.toml", to_toml(recipe))
