@@ -32,8 +32,11 @@ def run(name: str, work: Callable[[], int], *, several: bool = False) -> int:
             if error.errno not in OF_DISKS:
                 raise
             text = say(error)
-    if os.environ.get("RANK", "0") == "0":
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(f"{name}: {text}", file=sys.stderr)
+    elif several:  # it may be alone with its error
+        print(f"{name}, process {rank}: {text}", file=sys.stderr)
     return FAILED
 
 

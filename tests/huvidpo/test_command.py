@@ -54,6 +54,8 @@ def test_one_of_several_processes_does_nothing_unless_it_may(monkeypatch, capsys
     assert command.run("a.b", fails(AssertionError())) == command.FAILED
     assert capsys.readouterr().err == ""
     assert command.run("a.b", lambda: 0, several=True) == 0
+    assert command.run("a.b", fails(InvalidRequest("alone")), several=True) == command.FAILED
+    assert capsys.readouterr().err == "a.b, process 1: alone\n"
 
 
 def test_libraries_say_nothing_before_we_do():
