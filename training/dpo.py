@@ -521,18 +521,18 @@ def _main(args: argparse.Namespace) -> int:
 def set_fields(assignments: list[str], steps: int | None) -> list[str]:
     """What `--set` and `--steps` change: whoever says the steps does not want those that passes make.
 
-    Raises TrainingError where both are said, or the steps twice: one of them would count for nothing.
+    Raises TrainingError where both are said: one of them would count for nothing.
     """
-    said = [text.partition("=")[0] for text in assignments]
     if steps is not None:
-        assignments, said = [*assignments, f"steps={steps}"], [*said, "steps"]
-    if said.count("steps") > 1 or ("steps" in said and any(_is_pass(text) for text in assignments)):
-        raise TrainingError(f"steps are said by {', '.join(assignments)}: give the steps or the passes, once")
-    return [*assignments, "passes=0"] if "steps" in said else assignments
-
-
-def _is_pass(assignment: str) -> bool:
-    return assignment.startswith("passes=") and assignment != "passes=0"
+        assignments = [*assignments, f"steps={steps}"]
+    said = dict(text.partition("=")[::2] for text in assignments)
+    if "steps" not in said or said.get("passes") == "0":
+        return assignments
+    if "passes" in said:
+        raise TrainingError(
+            f"got steps={said['steps']} and passes={said['passes']}, which make other steps: say one of them"
+        )
+    return [*assignments, "passes=0"]
 
 
 def _check(args: argparse.Namespace, recipe: DPORecipe) -> None:

@@ -233,9 +233,10 @@ def test_steps_that_are_said_are_those_that_are_made():
         recipe = override(paper_dpo(), set_fields(assignments, steps))
         assert with_steps(recipe, 60, processes=1).steps == 7
     assert with_steps(override(paper_dpo(), set_fields(["passes=2"], None)), 60, processes=1).steps == 120
-    for assignments, steps in ((["steps=7", "passes=3"], None), (["steps=7"], 8), (["passes=3"], 7)):
-        with pytest.raises(TrainingError, match="give the steps or the passes, once"):
+    for assignments, steps in ((["steps=7", "passes=3"], None), (["passes=3"], 7)):
+        with pytest.raises(TrainingError, match="got steps=7 and passes=3, which make other steps"):
             set_fields(assignments, steps)
+    assert override(paper_dpo(), set_fields(["steps=9"], 7)).steps == 7  # the last word counts
 
 
 # Every loss trains
