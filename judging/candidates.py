@@ -30,7 +30,7 @@ from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, InvalidRequest
-from huvidpo.files import hash_file, make_folder, write_bytes
+from huvidpo.files import hash_file, make_folder, whole_file, write_bytes
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.text import read_text
 from huvidpo.video import read_image
@@ -205,7 +205,8 @@ def make(
         f"{entry.video[:4]} {entry.caption} ({'filmed' if entry.seed is None else entry.seed})"
         for entry in entries
     ]
-    contact_sheet(strips, labels).save(out / SHEET_FILE)
+    with whole_file(out / SHEET_FILE) as part:
+        contact_sheet(strips, labels).save(part, "PNG")
     write_clips(out, entries)  # last: with it the folder is complete
     return entries
 

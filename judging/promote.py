@@ -31,7 +31,7 @@ from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, Category, Model, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, InvalidRequest
-from huvidpo.files import hash_file, make_folder, write_bytes, write_text
+from huvidpo.files import hash_file, make_folder, whole_file, write_bytes, write_text
 from huvidpo.pipeline import VideoPipeline, full_prompt
 from judging.candidates import read_pictures, read_prompts
 from judging.judge import (
@@ -154,9 +154,8 @@ def save_clips(
     both = zip(clips["against"], clips["candidate"], strict=True)
     rows = [[np.asarray(strip(clip, 6)) for clip in pair] for pair in both]
     pictures = [Image.fromarray(np.concatenate(row)) for row in rows]
-    contact_sheet(pictures, [full_prompt(request, catalog) for request in requests]).save(
-        folder / "sheet.png"
-    )
+    with whole_file(folder / "sheet.png") as part:
+        contact_sheet(pictures, [full_prompt(request, catalog) for request in requests]).save(part, "PNG")
     return entries
 
 

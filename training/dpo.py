@@ -46,7 +46,7 @@ from huvidpo import command, video
 from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import load_tensors, save_tensors, with_weights
 from huvidpo.config import ClipRequest, SamplingOptions
-from huvidpo.files import hash_tensors, make_folder, make_way, write_bytes
+from huvidpo.files import hash_tensors, make_folder, make_way, whole_file, write_bytes
 from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.lora import merge
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
@@ -288,7 +288,8 @@ class PictureNetwork:
         return {"change": float(np.abs(np.stack(now).astype(np.float32) - np.stack(before)).mean())}
 
     def write(self, samples: list[np.ndarray], folder: Path, step: int) -> None:
-        Image.fromarray(np.concatenate(samples, axis=1)).save(folder / f"step_{step:06d}.png")
+        with whole_file(folder / f"step_{step:06d}.png") as part:
+            Image.fromarray(np.concatenate(samples, axis=1)).save(part, "PNG")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
-from huvidpo.files import write_text
+from huvidpo.files import whole_file, write_text
 from training.loop import TrainingError
 from training.losses import PairErrors, accuracy, rewards
 from training.rated import PairRows
@@ -244,4 +244,5 @@ def plot(evaluations: list[dict[str, Any]], file: Path) -> None:
         if axes.lines:
             axes.legend(fontsize="x-small")
             axes.set_yscale("log" if title == "norms" else "linear")
-    figure.savefig(file, dpi=80)
+    with whole_file(file) as part:
+        figure.savefig(part, format="png", dpi=80)

@@ -35,7 +35,7 @@ from huvidpo import command, video
 from huvidpo.catalog import Catalog, Component, Model, load_catalog
 from huvidpo.checkpoint import save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
-from huvidpo.files import make_folder, make_way, write_bytes
+from huvidpo.files import make_folder, make_way, whole_file, write_bytes
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
@@ -115,7 +115,8 @@ class MotionTask:
         make_folder(folder)
         write_bytes(folder / f"step_{step:06d}.mp4", video.encode(clip, options.fps))
         rows = [np.asarray(strip(frames, 8, 96)) for frames in (self._real(row[0]), clip)]
-        Image.fromarray(np.concatenate(rows)).save(folder / f"step_{step:06d}.png")
+        with whole_file(folder / f"step_{step:06d}.png") as part:
+            Image.fromarray(np.concatenate(rows)).save(part, "PNG")
 
     def _real(self, row: int) -> np.ndarray:
         """The clip of a row as the VAE gives it back: uint8 [F, H, W, 3]."""
