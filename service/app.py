@@ -98,7 +98,7 @@ class GatewayService(GuardedService):
             max_body=guard.max_body,
             paths=guard.paths | pages.PATHS | {FEEDBACK},
             prefixes=(*pages.PREFIXES, PREFIX),
-            forms=("/v1/videos", "/v1/videos/sync"),
+            forms=("/v1/videos", "/v1/videos/sync", "/v1/provenance/verify"),
             admit=doors.admit,
             hosts=allowed_hosts(SETTINGS.allowed_hosts),
             body_seconds=SETTINGS.body_seconds,
@@ -195,11 +195,13 @@ class Gateway:
         from huvidpo.catalog import load_catalog
         from service import lineage, remote
         from service.generation import Generation
+        from service.marks import marks_of
 
         first_frame = partial(remote.run, self.first_frame, accept_timeout=SETTINGS.accept_timeout)
         video = partial(remote.run, self.video, accept_timeout=SETTINGS.accept_timeout)
         catalog = load_catalog()
-        self.core = Generation(SETTINGS, catalog, first_frame, video)
+        marks = marks_of(SETTINGS, catalog)
+        self.core = Generation(SETTINGS, catalog, first_frame, video, marks.mark if marks else None)
         # hashing gigabytes takes a while: nobody waits for it
         Thread(target=lineage.publish, args=(catalog, SETTINGS.model), daemon=True).start()
 

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import random
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -105,6 +105,7 @@ class Generation:
     catalog: Catalog
     first_frame: Runner
     video: Runner
+    mark: Callable[[bytes, str, ClipRequest], bytes] | None = None  # file, media type -> the file, signed
     in_flight: int = field(default=0, init=False)
     draining: bool = field(default=False, init=False)
     _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for
@@ -195,9 +196,14 @@ class Generation:
             async for event in events:
                 if isinstance(event, bytes):
                     self._animating = asyncio.get_running_loop().time() - started
-                    yield self._finished(plan, event)
+                    yield self._finished(plan, await self._marked(plan, event))
                 else:
                     yield event
+
+    async def _marked(self, plan: Plan, data: bytes) -> bytes:
+        if self.mark is None:
+            return data
+        return await asyncio.to_thread(self.mark, data, MEDIA_TYPES[plan.format], plan.clip)
 
     def _finished(self, plan: Plan, data: bytes) -> Finished:
         for stage, value in plan.seconds.items():

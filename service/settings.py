@@ -46,6 +46,10 @@ class Settings:
     webhook_allow: str = (
         ""  # origins webhooks may go to though not https or not public: http://10.0.0.5:80,...
     )
+    c2pa_certificate: str = ""  # PEM file that clips are signed with, the signer's first; empty: they are not
+    c2pa_key: str = ""  # PEM file of its private key
+    c2pa_algorithm: str = "es256"  # of that key: es256, es384, es512, ps256, ps384, ps512 or ed25519
+    c2pa_anchors: str = ""  # PEM file of authorities whose signatures are trusted when clips are verified
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -57,6 +61,9 @@ class Settings:
             raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(_DTYPES[1:])} or empty")
         if self.backend not in BACKENDS:
             raise ValueError(f"HUVIDPO_BACKEND: got {self.backend!r}, allowed {', '.join(BACKENDS)}")
+        if self.c2pa_algorithm not in _ALGORITHMS:
+            got = f"got {self.c2pa_algorithm!r}, allowed {', '.join(_ALGORITHMS)}"
+            raise ValueError(f"HUVIDPO_C2PA_ALGORITHM: {got}")
         if self.webhook_secret and not _SECRET.fullmatch(self.webhook_secret):
             raise ValueError(
                 "HUVIDPO_WEBHOOK_SECRET: expected whsec_ and the base64 of 24 bytes or more: "
@@ -74,6 +81,7 @@ class Settings:
         return cls(**given)
 
 
+_ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _DTYPES = ("", "float32", "float16", "bfloat16")
 _RANGES = {

@@ -35,6 +35,7 @@ from service.http import answer_generate
 from service.job_rows import Job
 from service.jobs import JobEngine
 from service.lineage import of_job
+from service.marks import verify
 from service.schemas import MEDIA_TYPES, OTHER_NAMES, Format, GenerateRequest, parse
 
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
@@ -99,6 +100,7 @@ def videos_app(engine: Callable[[], JobEngine]) -> Starlette:
             Route("/v1/videos/{id}/remix", door.remix, methods=["POST"]),
             Route("/v1/videos/{id}/cancel", door.cancel, methods=["POST"]),
             Route("/feedback", door.feedback, methods=["POST"]),
+            Route("/v1/provenance/verify", door.verify, methods=["POST"]),
             Route("/v1/models", door.models, methods=["GET"]),
             Route("/v1/models/{id}", door.model, methods=["GET"]),
         ]
@@ -205,6 +207,16 @@ class _Door:
 
     async def feedback(self, request: Request) -> Response:
         return await answer_feedback(self._engine(), request, owner(request))
+
+    async def verify(self, request: Request) -> Response:
+        """What a file says of where it comes from; it is sent as the field `file` of a form."""
+        try:
+            async with request.form(max_files=1, max_fields=1) as form:
+                file = form.get("file")
+                data = await file.read() if isinstance(file, UploadFile) else b""
+        except Exception as error:  # python-multipart and Starlette each have their own
+            raise MalformedBody("the body is not a form as multipart/form-data says") from error
+        return JSONResponse(await asyncio.to_thread(verify, data, self._engine().settings))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(self._engine().settings.model)]})

@@ -1,9 +1,10 @@
-"""The service with API keys, over both doors."""
+"""The service with API keys, over both doors, and with a certificate that signs its clips."""
 
 import hashlib
 
 import grpc
 import pytest
+from certificates import write_certificates
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.protos import video_generation_pb2 as messages
@@ -28,8 +29,12 @@ def keyed(start_server, random_family, tmp_path_factory):
     ]
     hashes = [line + LIMITS.get(line[:3], "") for line in hashes]
     file.write_text("\n".join(hashes))
+    signs = {f"HUVIDPO_{name.upper()}": path for name, path in write_certificates(file.parent).items()}
     server = start_server(
-        HUVIDPO_CATALOG=str(random_family / "catalog"), HUVIDPO_BACKEND="torch", HUVIDPO_API_KEYS=str(file)
+        HUVIDPO_CATALOG=str(random_family / "catalog"),
+        HUVIDPO_BACKEND="torch",
+        HUVIDPO_API_KEYS=str(file),
+        **signs,
     )
     server.wait_ready()
     yield server
@@ -148,3 +153,15 @@ def test_a_key_has_as_many_clips_in_the_making_as_it_may(keyed):
     assert again.json()["status"] == "queued"
     keyed.client.delete(f"/v1/videos/{again.json()['id']}", headers=bearer("dan"))
     assert keyed.client.post("/v1/videos/sync", json=GOOD, headers=bearer("dan")).status_code == 200
+
+
+def test_clips_are_signed_and_say_what_made_them(keyed):
+    answer = keyed.client.post("/v1/videos/sync", json=GOOD | {"seed": 3}, headers=bearer("ann"))
+    say = {"headers": bearer("ann")}
+    found = keyed.client.post("/v1/provenance/verify", files={"file": answer.content}, **say).json()
+    assert (found["state"], found["lineage"]["seed"], found["made_by_model"]) == ("trusted", 3, True)
+    changed = answer.content[:-20] + bytes(20)
+    found = keyed.client.post("/v1/provenance/verify", files={"file": changed}, **say).json()
+    assert (found["state"], found["lineage"]) == ("invalid", None)
+    wrong = keyed.client.post("/v1/provenance/verify", files={"file": b"text"}, **say)
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "file")

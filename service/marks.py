@@ -1,0 +1,135 @@
+"""Where a clip comes from, said in its file: a C2PA manifest, signed with the operator's certificate.
+
+The manifest calls the clip made by a trained model and has an assertion "org.huvidpo.lineage": model,
+category, style, seed, sampling, and the SHA-256 of the category's weights. What was asked for in words is not
+in it. With a certificate every clip is signed; one that cannot be is not given out. Package: c2pa-python.
+"""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huvidpo.catalog import Catalog
+from huvidpo.config import ClipRequest
+from huvidpo.errors import InvalidRequest
+from service.errors import NotFound
+from service.lineage import weights_of
+from service.settings import Settings
+
+LINEAGE = "org.huvidpo.lineage"
+MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+
+class Marks:
+    """Raises ValueError, naming the variable, for a certificate that cannot sign."""
+
+    def __init__(self, settings: Settings, catalog: Catalog):
+        self._model, self._catalog = settings.model, catalog
+        self._info = _signer_info(settings)
+        try:
+            self.sign(_SMALLEST, "image/gif", {})  # now, not at the first clip
+        except Exception as error:  # c2pa's own, of several kinds
+            raise ValueError(f"HUVIDPO_C2PA_CERTIFICATE and HUVIDPO_C2PA_KEY cannot sign: {error}") from error
+
+    def mark(self, data: bytes, media_type: str, clip: ClipRequest) -> bytes:
+        """The clip's file with its manifest. Raises C2paError."""
+        weights = weights_of(self._catalog, self._model, clip.category)
+        options = {name: value for name, value in asdict(clip.options).items() if value is not None}
+        facts = {"model": self._model, "category": clip.category, "style": clip.style, "seed": clip.seed}
+        return self.sign(
+            data, media_type, facts | {"sampling": options, "weights": weights and weights["sha256"]}
+        )
+
+    def sign(self, data: bytes, media_type: str, facts: dict[str, Any]) -> bytes:
+        import c2pa
+
+        manifest = {
+            "claim_generator_info": [{"name": "HuViDPO"}],
+            "assertions": [
+                {
+                    "label": "c2pa.actions",
+                    "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": MADE}]},
+                },
+                {"label": LINEAGE, "data": facts},
+            ],
+        }
+        signed = io.BytesIO()
+        with c2pa.Signer.from_info(self._info) as signer, c2pa.Builder(json.dumps(manifest)) as builder:
+            builder.sign(signer, media_type, io.BytesIO(data), signed)
+        return signed.getvalue()
+
+
+def marks_of(settings: Settings, catalog: Catalog) -> Marks | None:
+    """None without a certificate. Raises ValueError as `Marks`."""
+    return Marks(settings, catalog) if settings.c2pa_certificate or settings.c2pa_key else None
+
+
+def verify(data: bytes, settings: Settings) -> dict[str, Any]:
+    """What the manifest of an mp4, gif or webp says, and whether to believe it; nothing is fetched.
+
+    state: "trusted" (signed under an authority of HUVIDPO_C2PA_ANCHORS), "valid" (as its signer made it,
+    whoever that is), "invalid" (changed since, or badly signed: then nothing else is told), "none". Raises
+    InvalidRequest.
+    """
+    try:
+        import c2pa
+    except ImportError:
+        raise NotFound("C2PA is not installed here: pip install c2pa-python") from None
+    rules: dict[str, Any] = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
+    if settings.c2pa_anchors:
+        rules["verify"]["verify_trust"] = True
+        rules["trust"] = {"user_anchors": _read("c2pa_anchors", settings.c2pa_anchors).decode()}
+    try:
+        with c2pa.Reader(_kind(data), io.BytesIO(data), context=c2pa.Context.from_dict(rules)) as reader:
+            found = json.loads(reader.json())
+    except c2pa.C2paError.ManifestNotFound:
+        return _verdict("none")
+    except c2pa.C2paError:
+        return _verdict("invalid")
+    state = found["validation_state"].lower()
+    return _verdict(state, found["manifests"][found["active_manifest"]] if state != "invalid" else {})
+
+
+def _verdict(state: str, manifest: dict[str, Any] | None = None) -> dict[str, Any]:
+    assertions = {one["label"]: one["data"] for one in (manifest or {}).get("assertions", ())}
+    actions = [one for name, data in assertions.items() if "c2pa.actions" in name for one in data["actions"]]
+    signed = (manifest or {}).get("signature_info", {})
+    return {
+        "object": "provenance",
+        "state": state,
+        "signer": {"organisation": signed["issuer"], "name": signed.get("common_name")} if signed else None,
+        "made_by_model": any(action.get("digitalSourceType") == MADE for action in actions),
+        "lineage": assertions.get(LINEAGE),
+    }
+
+
+def _kind(data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return "video/mp4"
+    if data[:4] == b"GIF8":
+        return "image/gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    raise InvalidRequest("file: expected an mp4, gif or webp", "file")
+
+
+def _signer_info(settings: Settings) -> Any:
+    try:
+        import c2pa
+    except ImportError as error:
+        raise ValueError("HUVIDPO_C2PA_CERTIFICATE: needs the package c2pa-python, install it") from error
+    chain, key = (_read(name, getattr(settings, name)) for name in ("c2pa_certificate", "c2pa_key"))
+    return c2pa.C2paSignerInfo(settings.c2pa_algorithm.encode(), chain, key, None)  # no time stamps: offline
+
+
+def _read(name: str, file: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"HUVIDPO_{name.upper()}: {file!r} cannot be read: {error.strerror}") from error
+
+
+# one pixel, to try a certificate on
+_SMALLEST = bytes.fromhex("47494638376101000100800000000000000000" + "2c000000000100010000080400010404003b")

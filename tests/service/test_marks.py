@@ -1,0 +1,105 @@
+"""C2PA manifests: signed by a certificate of our own, read back, changed, taken away."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from certificates import write_certificates
+
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
+from huvidpo.config import ClipRequest
+from huvidpo.errors import InvalidRequest
+from huvidpo.video import decode, encode
+from service.generation import Generation
+from service.lineage import weights_of
+from service.marks import Marks, marks_of, verify
+from service.schemas import GenerateRequest
+from service.settings import Settings
+
+CLIP = ClipRequest(prompt="a secret horse", category="horse", seed=7, style="cartoon")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> Settings:
+    return Settings(**write_certificates(tmp_path_factory.mktemp("certificates")))
+
+
+@pytest.fixture(scope="module")
+def marks(settings) -> Marks:
+    return marks_of(settings, load_catalog())
+
+
+def clip(format="mp4") -> bytes:
+    return encode(np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8), 8, format)
+
+
+@pytest.mark.parametrize(("format", "media_type"), [
+    ("mp4", "video/mp4"), ("gif", "image/gif"), ("webp", "image/webp"),
+])  # fmt: skip
+def test_a_signed_clip_says_what_made_it(settings, marks, format, media_type):
+    signed = marks.mark(clip(format), media_type, CLIP)
+    found = verify(signed, settings)
+    assert (found["state"], found["made_by_model"]) == ("trusted", True)
+    assert found["signer"] == {"organisation": "Tests of HuViDPO", "name": "signer"}
+    lineage = found["lineage"]
+    assert (lineage["model"], lineage["category"], lineage["style"], lineage["seed"]) == (
+        DEFAULT_MODEL, "horse", "cartoon", 7,
+    )  # fmt: skip
+    assert lineage["weights"] == weights_of(load_catalog(), DEFAULT_MODEL, "horse")["sha256"]
+    assert b"secret" not in signed  # the prompt is nobody else's business
+    assert verify(signed, Settings())["state"] == "valid"  # whoever signed it
+
+
+def test_the_pictures_stay_as_they_were(marks):
+    plain = clip()
+    signed = marks.mark(plain, "video/mp4", CLIP)
+    assert np.array_equal(decode(signed)[0], decode(plain)[0])
+    assert len(signed) - len(plain) < 10_000
+
+
+def test_what_is_changed_or_anothers_is_not_believed(settings, marks, tmp_path):
+    signed = bytearray(marks.mark(clip(), "video/mp4", CLIP))
+    signed[-20] ^= 1
+    assert verify(bytes(signed), settings) == {
+        "object": "provenance", "state": "invalid", "signer": None, "made_by_model": False, "lineage": None,
+    }  # fmt: skip
+    assert verify(clip(), settings)["state"] == "none"
+    stranger = Marks(Settings(**write_certificates(tmp_path)), load_catalog())
+    assert verify(stranger.mark(clip(), "video/mp4", CLIP), settings)["state"] != "trusted"
+    for nothing in (b"", b"no clip", b"\x89PNG"):
+        with pytest.raises(InvalidRequest, match="file: expected an mp4"):
+            verify(nothing, settings)
+
+
+def test_a_certificate_that_cannot_sign_is_refused_at_the_start(settings, tmp_path):
+    expired = Settings(**write_certificates(tmp_path, days=0.5))
+    other = Settings(c2pa_certificate=settings.c2pa_certificate, c2pa_key=expired.c2pa_key)
+    for wrong, says in [
+        (
+            Settings(c2pa_certificate="/nowhere.pem", c2pa_key=settings.c2pa_key),
+            "C2PA_CERTIFICATE: '/nowhere",
+        ),
+        (Settings(c2pa_certificate=settings.c2pa_certificate), "HUVIDPO_C2PA_KEY: '' cannot be read"),
+        (Settings(c2pa_certificate=__file__, c2pa_key=settings.c2pa_key), "cannot sign"),
+        (expired, "cannot sign"),
+        (other, "cannot sign"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            marks_of(wrong, load_catalog())
+    assert marks_of(Settings(), load_catalog()) is None
+
+
+def test_a_clip_that_cannot_be_signed_is_not_given_out():
+    async def runner(job):
+        yield {"event": "done", "data": b"x", "queued": 0.0, "seconds": 0.0, "encode": 0.0, "backend": "none"}
+
+    def expired(data, media_type, clip):
+        raise RuntimeError("the certificate has expired")
+
+    async def main():
+        core = Generation(Settings(), load_catalog(), runner, runner, expired)
+        request = GenerateRequest(prompt="a horse", category="horse", style="cartoon")
+        return [event async for event in core.generate(request)]
+
+    with pytest.raises(RuntimeError, match="expired"):
+        asyncio.run(main())
