@@ -7,7 +7,7 @@ BentoML 1.4.39:
   100 requests or 300 seconds unless told otherwise;
 - runner_probe off, own `__is_ready__`: the built-in /readyz hangs while a runner loads, and blocks shutdown;
 - no `batchable` API: the built-in batcher mis-models long jobs, batching.py is used instead;
-- the runner API is an async generator: the only kind that is cancelled when the gateway hangs up (remote.py);
+- runners have no API of BentoML's: none of its kinds takes a job by its id (desk.py);
 - workers=1: in a container a dead worker is not replaced; when it is the only one, its process ends and the
   orchestrator starts a new one;
 - on_deployment: SIGTERM reaches all processes at once unless told otherwise (drain.py).
@@ -16,8 +16,6 @@ BentoML 1.4.39:
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import partial
 from threading import Thread
 from types import SimpleNamespace
@@ -52,7 +50,7 @@ _COMMON: dict[str, Any] = {
 _RUNNER = _COMMON | {"runner_connection": {"max_requests": 10**9, "max_age": 1e9}}
 # All that BentoML answers. Left out on purpose: its page at "/", which loads a tracker from another site.
 PATHS = frozenset(
-    {"/generate_video", "/run", "/livez", "/healthz", "/readyz", "/metrics", "/docs.json", "/schema.json"}
+    {"/generate_video", "/livez", "/healthz", "/readyz", "/metrics", "/docs.json", "/schema.json"}
 )
 
 
@@ -74,10 +72,12 @@ class RunnerService(GuardedService):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         from service import hop
+        from service.desk import PREFIX, DeskDoor
         from service.http import Guard
 
         guard = super().to_asgi(is_main)
-        return Guard(guard.app, max_body=RUNNER_BODY, paths=guard.paths, reads=hop.MEDIA_TYPE)
+        app = DeskDoor(guard.app, lambda: bentoml.get_current_service().desk)
+        return Guard(app, max_body=RUNNER_BODY, paths=guard.paths, prefixes=(PREFIX,), reads=hop.MEDIA_TYPE)
 
 
 class GatewayService(GuardedService):
@@ -114,23 +114,19 @@ class RawBody(bentoml.IODescriptor):
         return SimpleNamespace(model_fields=["request"], request=request)
 
 
-class JobBody(RawBody, RunnerJob):
-    pass
-
-
 class GenerateBody(RawBody, GenerateRequest):
     pass
 
 
 class _Runner:
-    """What both runners share: one batcher around one model, and an API that streams the lines of a job."""
+    """What both runners share: one batcher around one model, and the desk where jobs are brought."""
 
     def _start(self, stage: str, load: Any, encode: Any) -> None:
         from service.batching import Batcher
-        from service.runners import end_process
+        from service.desk import Desk
+        from service.runners import end_process, stream
         from service.turns import Turns
 
-        self._encode = encode
         self.batcher: Batcher[RunnerJob, Any] = Batcher(
             stage,
             partial(load, SETTINGS),
@@ -139,16 +135,7 @@ class _Runner:
             turns=Turns(leads=stage == "first_frame"),
             on_broken=end_process,
         )
-
-    @bentoml.api(input_spec=JobBody)
-    async def run(self, request: Any) -> AsyncGenerator[bytes, None]:
-        from service.hop import unpack_job
-        from service.runners import stream
-
-        job = unpack_job(await request.body())
-        async with aclosing(stream(self.batcher, job, self._encode)) as lines:
-            async for line in lines:
-                yield line
+        self.desk = Desk(lambda job: stream(self.batcher, job, encode))
 
     async def __is_ready__(self) -> bool:
         return self.batcher.ready
@@ -197,11 +184,18 @@ class Gateway:
         from service.generation import Generation
         from service.marks import marks_of
 
-        first_frame = partial(remote.run, self.first_frame, accept_timeout=SETTINGS.accept_timeout)
-        video = partial(remote.run, self.video, accept_timeout=SETTINGS.accept_timeout)
+        def reach(runner: Any) -> Any:
+            return partial(
+                remote.run,
+                runner,
+                accept_timeout=SETTINGS.accept_timeout,
+                leaving=lambda: self.core.draining,
+            )
+
         catalog = load_catalog()
         marks = marks_of(SETTINGS, catalog)
-        self.core = Generation(SETTINGS, catalog, first_frame, video, marks.mark if marks else None)
+        runners = reach(self.first_frame), reach(self.video)
+        self.core = Generation(SETTINGS, catalog, *runners, marks.mark if marks else None)
         # hashing gigabytes takes a while: nobody waits for it
         Thread(target=lineage.publish, args=(catalog, SETTINGS.model), daemon=True).start()
 
@@ -219,7 +213,7 @@ class Gateway:
 
     @bentoml.api(input_spec=GenerateBody)
     async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:
-        """Makes a clip. X-Seed, X-Model, X-Backend, X-Request-Id and Server-Timing tell how it was made."""
+        """Makes a clip. X-Seed, X-Model, X-Weights, X-Backend, X-Request-Id and Server-Timing tell how it was made."""
         from service.http import answer_generate
 
         return await answer_generate(self.core, request)  # type: ignore[return-value]  # a Response passes as it is

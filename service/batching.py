@@ -25,6 +25,7 @@ from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics
 from service.errors import INTERNAL, QueueFull, Unavailable, row_of
 from service.pace import Pace, Work
+from service.request_id import REQUEST_ID
 from service.turns import PATIENCE_SECONDS, POLL_SECONDS, Turns
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ LINGER_SHARE = 0.5  # at most, of the seconds that two are known to save by runn
 
 
 class Model(Protocol):
-    """What computes. `can_share` and `run` are called on the compute thread, the others beside it."""
+    """What computes. `can_share`, `weights` and `run` are called on the compute thread, the others
+    beside it."""
 
     backend: str  # what it runs on, for reports
     on_cpu: bool
@@ -56,6 +58,9 @@ class Model(Protocol):
 
     def can_share(self, a: Any, b: Any) -> bool: ...
 
+    def weights(self, item: Any) -> str | None:
+        """SHA-256 of the weights of the item's own that it runs on, where that is known."""
+
     def run(self, items: Sequence[Any], on_step: OnStep) -> Sequence[Any | None]: ...
 
 
@@ -67,6 +72,11 @@ class Queued:
 
     position: int
     eta: float | None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The batch of the job is on the device."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +92,25 @@ class Done(Generic[R]):
     result: R
     queued: float  # seconds waited
     seconds: float  # seconds of the batch it ran in
+    weights: str | None = None  # SHA-256 of those of its own that it ran on, where that is known
+
+
+Event = Queued | Begun | Step | Done[R]
 
 
 @dataclass(eq=False)
 class _Entry(Generic[J, R]):
     job: J
     loop: asyncio.AbstractEventLoop
-    events: "asyncio.Queue[Queued | Step | Done[R] | Exception]" = field(default_factory=asyncio.Queue)
+    events: "asyncio.Queue[Event[R] | Exception]" = field(default_factory=asyncio.Queue)
+    request_id: str = field(default_factory=REQUEST_ID.get)
     since: float = field(default_factory=time.monotonic)
     work: Work | None = None  # None until the model is loaded
     item: Any = None  # None until it is prepared
     position: int = 0  # as it was told last
     left: bool = False  # nobody waits for it any more
 
-    def send(self, event: "Queued | Step | Done[R] | Exception") -> None:
+    def send(self, event: "Event[R] | Exception") -> None:
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the loop is closed: the process is going down
@@ -164,9 +179,9 @@ class Batcher(Generic[J, R]):
     def depth(self) -> int:
         return len(self._queue)
 
-    async def submit(self, job: J) -> AsyncGenerator[Queued | Step | Done[R], None]:
-        """Queued when the job has its place and when that moves up, every step, then the result. Closing the
-        generator cancels the job.
+    async def submit(self, job: J) -> AsyncGenerator[Event[R], None]:
+        """Queued when the job has its place and when that moves up, Begun, every step, the result. Closing
+        the generator cancels the job.
 
         Raises QueueFull, Unavailable (loading failed, or shutting down) and whatever the model raised.
         """
@@ -415,7 +430,10 @@ class Batcher(Generic[J, R]):
         text = "".join(traceback.format_exception(error))
         error.__traceback__ = error.__context__ = error.__cause__ = None
         logger.warning(
-            "a batch of %d failed in the %s runner, one by one now\n%s", len(batch), self.stage, text
+            "requests %s failed together in the %s runner, one by one now\n%s",
+            ", ".join(entry.request_id for entry in batch),
+            self.stage,
+            text,
         )
         for entry in running:
             if not (entry.left or self._closed):
@@ -463,6 +481,8 @@ class Batcher(Generic[J, R]):
             return keep
 
         metrics.BATCH_SIZE.labels(self.stage).observe(len(batch))
+        for entry in batch:
+            entry.send(Begun())
         try:
             results = model.run([entry.item for entry in batch], on_step)
         except Cancelled:
@@ -477,7 +497,7 @@ class Batcher(Generic[J, R]):
             self._pace.learn_whole(now.work, len(batch), seconds)
         for entry, result in zip(batch, results, strict=True):
             if result is not None:
-                entry.send(Done(result, started - entry.since, seconds))
+                entry.send(Done(result, started - entry.since, seconds, model.weights(entry.item)))
             elif entry.left:
                 metrics.CANCELLED.labels(self.stage).inc()
             else:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from uuid import uuid4
 
 from huvidpo.catalog import Catalog
 from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
@@ -26,7 +27,7 @@ LEAVING = "the service is shutting down, try again in a few seconds"
 
 
 class Runner(Protocol):
-    """A stage, wherever it runs: a job in, the messages of runners.py out (queued, step..., done or error).
+    """A stage, wherever it runs: a job in, the messages of runners.py out (accepted, ..., done or error).
 
     Closing the generator cancels the job.
     """
@@ -67,7 +68,8 @@ class Progress:
 class Finished:
     """The clip. `seconds` by stage: queue, encode (both runners), video, and first_frame unless uploaded.
 
-    `backends`: what video, and first_frame unless uploaded, ran on.
+    `backends`: what video, and first_frame unless uploaded, ran on. `weights`: SHA-256 of the category's that
+    made it; None for the base model, or while a runner that has just started hashes them.
     """
 
     data: bytes
@@ -76,6 +78,7 @@ class Finished:
     model: str
     seconds: dict[str, float]
     backends: dict[str, str]
+    weights: str | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ class Plan:
     deadline: float  # time of the event loop
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    id: str = field(default_factory=lambda: uuid4().hex)  # of its job in either runner
+    detach: bool = False  # whether its job in a runner outlives this gateway for a while
 
 
 @dataclass
@@ -215,6 +221,7 @@ class Generation:
             self.settings.model,
             plan.seconds,
             plan.backends,
+            plan.weights,
         )
 
     def plan(self, request: GenerateRequest) -> Plan:
@@ -251,7 +258,7 @@ class Generation:
         try:
             async with aclosing(self._until(runner(job), plan.deadline)) as lines:
                 async for line in lines:
-                    if line["event"] == "queued":
+                    if line["event"] in ("accepted", "queued"):
                         yield Queued(stage, line["position"], self._expect(plan, stage, line["eta"]))
                     elif line["event"] == "step":
                         yield Progress(stage, line["step"], line["total"])
@@ -262,6 +269,7 @@ class Generation:
                         plan.seconds[stage] = line["seconds"]
                         plan.seconds["encode"] += line["encode"]
                         plan.backends[stage] = line["backend"]
+                        plan.weights = line.get("weights")
                         yield line["data"]
                         return
         finally:
@@ -312,4 +320,7 @@ def _job(plan: Plan) -> RunnerJob:
         negative_prompt=clip.negative_prompt,
         options=dataclasses.asdict(clip.options),
         format=plan.format,
+        id=plan.id,
+        seconds=max(0.0, plan.deadline - asyncio.get_running_loop().time()),
+        detach=plan.detach,
     )

@@ -29,7 +29,7 @@ from service.errors import (
 from service.events import generate_events
 from service.generation import Finished, Generation
 from service.metrics import ANSWERS, REQUESTS
-from service.request_id import REQUEST_ID
+from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.schemas import GenerateRequest, parse
 from service.waiting import Gone, while_connected
 
@@ -101,6 +101,7 @@ class Guard:
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         REQUEST_ID.set(request_id)
+        TRACE_PARENT.set(headers.get("traceparent", "")[:64])
         answer, started = _Answer(send, request_id), time.monotonic()
         try:
             await self._answer(scope, headers, receive, answer)
@@ -341,4 +342,6 @@ def _clip_response(clip: Finished) -> Response:
         "X-Backend": ", ".join(f"{stage}={backend}" for stage, backend in clip.backends.items()),
         "Server-Timing": timing,
     }
+    if clip.weights:
+        headers["X-Weights"] = clip.weights
     return Response(clip.data, media_type=clip.media_type, headers=headers)

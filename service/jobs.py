@@ -335,7 +335,10 @@ class JobEngine:
             raise _Unwanted from None
 
     def _plan(self, job: Job) -> Plan:
-        return self.core.plan(GenerateRequest(**job.request))
+        """A gateway that takes the job over finds what the runner does for it by the job's id."""
+        plan = self.core.plan(GenerateRequest(**job.request))
+        plan.id, plan.detach = job.id, True
+        return plan
 
     async def _patiently(self, id: str, stage: Callable[[], Awaitable[T]]) -> T:
         """A runner that is full or away is waited for, as long as a request may take."""

@@ -70,6 +70,14 @@ def of_job(job: Job, clip: Path | None) -> dict[str, Any]:
     }
 
 
+def hash_weights(catalog: Catalog, model_name: str, found: dict[str, str]) -> None:
+    """Adds the SHA-256 of each category's weights to `found`; none for one that runs on the base model."""
+    model = catalog.model(model_name)
+    for category in catalog.categories.values():
+        if (file := _file(model.categories / category.weights)) is not None:
+            found[category.name] = sha256_of(file)
+
+
 def _category(model: Model, category: Category) -> dict[str, Any]:
     weights = _weights(model, category)
     return {"name": category.name, "motion_prompt": category.motion_prompt, "weights": weights}

@@ -1,10 +1,13 @@
 """What the two runner processes do: a job in, messages out (hop.py). No BentoML here.
 
-    {"event": "queued", "position": jobs before it, "eta": seconds until done, or null}
-                                                            when it has its place, and when that moves up
+    {"event": "accepted", "position": jobs before it, "eta": seconds until done, or null}
+                                                            when it has its place in the queue
+    {"event": "queued", "position": ..., "eta": ...}        when that moves up
+    {"event": "started"}                                    when its batch is on the device
     {"event": "step", "step": 3, "total": 20}               after every denoising step
     {"event": "done", "queued": seconds, "seconds": seconds, "encode": seconds,
-     "backend": what it ran on}                             and with it the bytes of the PNG or clip
+     "backend": what it ran on,
+     "weights": SHA-256 of the category's, or null}         and with it the bytes of the PNG or clip
     {"event": "error", "code": ..., "message": ..., ...}    instead of done; see errors.py
 
 Heavy imports sit inside the functions that the compute thread calls.
@@ -15,21 +18,23 @@ import copy
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from huvidpo import video
+from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
-from service import metrics
-from service.batching import Batcher, Done, OnStep, Queued, Step
+from service import lineage, metrics
+from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
 from service.hop import pack
 from service.images import from_png, to_png
 from service.pace import Work
-from service.request_id import REQUEST_ID
+from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.schemas import RunnerJob
 from service.settings import Settings
 
@@ -82,12 +87,18 @@ class FirstFrameModel:
     def warm(self, item: ClipRequest) -> None:
         pass
 
+    def weights(self, item: ClipRequest) -> None:
+        return None  # one network for all categories
+
     def run(self, items: Sequence[ClipRequest], on_step: OnStep) -> Sequence[np.ndarray | None]:
         return self.pipeline(list(items), on_step=on_step)
 
 
 class VideoModel:
-    def __init__(self, pipeline: "VideoPipeline"):
+    """`weights`: SHA-256 of each category's, filled in while hashing goes on."""
+
+    def __init__(self, pipeline: "VideoPipeline", weights: Mapping[str, str]):
+        self._weights = weights
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
         self._checking.tokenizer = copy.deepcopy(pipeline.tokenizer)  # see FirstFrameModel
         self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
@@ -123,6 +134,9 @@ class VideoModel:
 
     def can_share(self, a: VideoItem, b: VideoItem) -> bool:
         return self.pipeline.can_share_batch(a[0], b[0])
+
+    def weights(self, item: VideoItem) -> str | None:
+        return self._weights.get(item[0].category)
 
     def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
         return self.pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
@@ -160,14 +174,16 @@ def load_video(settings: Settings) -> VideoModel:
 
     place = _placement(settings, "video")
     part = _take_part(settings, "video", place)
-    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place))
+    weights: dict[str, str] = {}
+    # hashing gigabytes takes a while: nobody waits for it
+    Thread(target=lineage.hash_weights, args=(load_catalog(), settings.model, weights), daemon=True).start()
+    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place), weights)
     model.room = part.requests if part else None
     return model
 
 
 def _take_part(settings: Settings, stage: str, place: dict[str, Any]) -> "Part | None":
     """This runner's part of the GPU that both share. Raises CheckpointError where it does not fit."""
-    from huvidpo.catalog import load_catalog
     from huvidpo.gpu_memory import take_part
     from huvidpo.loading import device_and_dtype
 
@@ -219,18 +235,23 @@ async def stream(
     batcher: Batcher[RunnerJob, np.ndarray], job: RunnerJob, encode: Encode
 ) -> AsyncGenerator[bytes, None]:
     """The messages of one job. Encoding runs on another thread, so the device goes on with the next batch."""
+    name = "accepted"
     try:
         async with aclosing(batcher.submit(job)) as events:
             async for event in events:
                 if isinstance(event, Queued):
-                    yield pack({"event": "queued", "position": event.position, "eta": event.eta})
+                    yield pack({"event": name, "position": event.position, "eta": event.eta})
+                    name = "queued"
+                elif isinstance(event, Begun):
+                    yield pack({"event": "started"})
                 elif isinstance(event, Step):
                     yield pack({"event": "step", "step": event.step, "total": event.total})
                 else:
                     yield await _done(event, job, encode, batcher.backend)
     except Exception as error:
         if row_of(error) is INTERNAL:
-            logger.exception("request %s failed in the %s runner", REQUEST_ID.get(), batcher.stage)
+            names = REQUEST_ID.get(), TRACE_PARENT.get() or "-"
+            logger.exception("request %s (trace %s) failed in the %s runner", *names, batcher.stage)
         yield pack({"event": "error"} | to_dict(error))
 
 
@@ -239,7 +260,7 @@ async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend
     data = await asyncio.to_thread(encode, job, event.result)
     seconds = time.monotonic() - started
     times = {"queued": event.queued, "seconds": event.seconds, "encode": seconds}
-    return pack({"event": "done", "backend": backend} | times, data)
+    return pack({"event": "done", "backend": backend, "weights": event.weights} | times, data)
 
 
 def end_process(reason: str) -> None:

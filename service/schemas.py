@@ -7,6 +7,7 @@ import binascii
 import re
 import unicodedata
 from typing import Annotated, Any, Literal, TypeVar
+from uuid import uuid4
 
 from pydantic import (
     AfterValidator,
@@ -129,6 +130,9 @@ class RunnerJob(BaseModel):
     options: dict[str, Any]  # the fields of huvidpo.config.SamplingOptions
     first_frame: bytes | None = None  # PNG of the model's size; the video runner needs it
     format: Format = "mp4"
+    id: str = Field(default_factory=lambda: uuid4().hex)  # see desk.py
+    seconds: float | None = None  # after which nobody wants it any more
+    detach: bool = False  # whether it outlasts its reader for a while
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -48,11 +48,14 @@ def test_every_category_in_every_style(server):
             pool.map(lambda name: server.generate(category=name[0], style=name[1], seed=3), NAMES)
         )
     assert len(responses) == 32
+    served = server.client.get("/models").json()["categories"]
+    weights = {one["name"]: one["weights"] and one["weights"]["sha256"] for one in served}
     for name, response in zip(NAMES, responses, strict=True):
         assert response.status_code == 200, (name, response.text)
         assert response.headers["content-type"] == "video/mp4"
         assert response.headers["x-seed"] == "3"
         assert response.headers["x-model"] == DEFAULT_MODEL
+        assert response.headers.get("x-weights") == weights[name[0]]
         assert response.headers["x-request-id"]
         timing = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
         assert set(timing) == {"queue", "first_frame", "video", "encode"}
@@ -204,7 +207,7 @@ def test_bad_fields_are_named(server, change, field, says):
         ("POST", "/readyz", b"", "application/json", 405, "method_not_allowed"),
         ("GET", "/nothing-here", b"", "application/json", 404, "not_found"),
         ("GET", "/%2e%2e/etc/passwd", b"", "application/json", 404, "not_found"),
-        ("POST", "/run", b"{}", "application/json", 404, "not_found"),
+        ("PUT", "/jobs/1", b"{}", "application/json", 404, "not_found"),
     ],
 )
 def test_other_bad_requests(server, method, path, content, media_type, status, code):
@@ -327,7 +330,7 @@ def test_runners_do_not_unpickle(server, tmp_path):
         with httpx.Client(transport=transport, base_url="http://runner", timeout=60) as client:
             attack = pickle.dumps(_Touch(str(tmp_path / "taken")))
             for media_type in ("application/vnd.bentoml+pickle", "APPLICATION/vnd.bentoml+pickle; q=1", ""):
-                response = client.post("/run", content=attack, headers={"Content-Type": media_type})
+                response = client.put("/jobs/1", content=attack, headers={"Content-Type": media_type})
                 assert response.status_code == 415
                 assert problem(response)["code"] == "unsupported_media_type"
     assert not (tmp_path / "taken").exists()

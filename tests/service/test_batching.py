@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from huvidpo.errors import Cancelled, InvalidRequest
-from service.batching import Batcher, Done, OnStep, Queued, Step
+from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import QueueFull, Unavailable
 from service.pace import Work
 from service.turns import Turns
@@ -46,6 +46,9 @@ class Adder:
 
     def can_share(self, a: tuple[str, int], b: tuple[str, int]) -> bool:
         return a[0] == b[0]
+
+    def weights(self, item) -> None:
+        return None
 
     def run(self, items: Sequence[tuple[str, int]], on_step: OnStep) -> list[int | None]:
         self.batches.append([number for _, number in items])
@@ -112,7 +115,7 @@ def test_lone_job_runs_at_once_and_reports_every_step(batcher, model):
         return [event async for event in batcher.submit(("a", 1))]
 
     events = asyncio.run(main())
-    assert events[:-1] == [Queued(0, None), Step(1, 3), Step(2, 3), Step(3, 3)]
+    assert events[:-1] == [Queued(0, None), Begun(), Step(1, 3), Step(2, 3), Step(3, 3)]
     assert isinstance(events[-1], Done)
     assert events[-1].result == 101
     assert events[-1].queued >= 0
@@ -235,6 +238,7 @@ def test_a_job_nobody_waits_for_stops_within_one_step(batcher, model):
         async with aclosing(batcher.submit(("a", 0))) as events:
             model.allow(1)
             assert await anext(events) == Queued(0, None)
+            assert await anext(events) == Begun()
             assert await anext(events) == Step(1, 3)
         model.allow()
         await until(lambda: model.steps == 2)

@@ -53,6 +53,9 @@ class Painter:
     def can_share(self, a, b) -> bool:
         return True
 
+    def weights(self, item) -> str | None:
+        return "5e7" if self.video else None
+
     def run(self, items: Sequence, on_step: OnStep) -> list[np.ndarray | None]:
         self.seen += [clip for clip, _ in items]
         if self.error:
