@@ -213,7 +213,7 @@ class Gateway:
 
     @bentoml.api(input_spec=GenerateBody)
     async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:
-        """Makes a clip. X-Seed, X-Model, X-Weights, X-Backend, X-Request-Id and Server-Timing tell how it was made."""
+        """Makes a clip. X-Seed, X-Model, X-Weights, X-Backend, X-Request-Id and Server-Timing tell how."""
         from service.http import answer_generate
 
         return await answer_generate(self.core, request)  # type: ignore[return-value]  # a Response passes as it is

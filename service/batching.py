@@ -378,7 +378,7 @@ class Batcher(Generic[J, R]):
         if not self._turns:
             return
         started = time.monotonic()
-        while not (self._closed or self._turns.take(insist=len(self._waiting()) >= self.max_batch)):
+        while not (self._closed or self._turns.take(self._wishes())):
             if time.monotonic() - started > PATIENCE_SECONDS:
                 logger.warning("the %s runner has waited long enough for the cores", self.stage)
                 break
@@ -387,10 +387,15 @@ class Batcher(Generic[J, R]):
         metrics.TURN_SECONDS.labels(self.stage).observe(waited)
         self._pace.learn_turn(waited)
 
+    def _wishes(self) -> bool:
+        """Whether what waits should not wait for more to join it."""
+        assert self._turns is not None
+        return len(self._waiting()) >= (1 if self._turns.leads else self.max_batch)
+
     def _end_turn(self) -> None:
         with self._wake:
             if self._turns:
-                self._turns.wish(bool(self._waiting()) and not self._closed)
+                self._turns.wish(self._wishes() and not self._closed)
                 self._turns.end()
 
     def _linger(self) -> None:

@@ -2,7 +2,7 @@
 
 Each batch uses all cores, so that two at once get no more done than one after the other; and what queues
 meanwhile makes the next batch larger. A stage whose results another one waits for goes before it, until that
-has a full batch. A turn is held by `flock`, so it ends with its process.
+has a full batch: then both in turn. A turn is held by `flock`, so it ends with its process.
 """
 
 import fcntl
@@ -24,32 +24,37 @@ class Turns:
 
     def __init__(self, leads: bool, folder: Path | None = None):
         self.leads, self.wished = leads, False
-        self._files: tuple[int, int] | None = None  # cores, wish
+        self._name = b"lead" if leads else b"rest"
+        self._files: tuple[int, int, int] | None = None  # cores, own wish, the other kind's
         try:
             folder = _folder() if folder is None else folder
-            self._files = _open(folder / "cores"), _open(folder / "wish")
+            wishes = [_open(folder / name) for name in ("lead", "rest")]
+            self._files = (_open(folder / "cores"), *(wishes if leads else reversed(wishes)))
         except OSError as error:
             logger.warning("the stages do not take turns on the cores of this host: %s", error)
 
     def wish(self, wished: bool) -> None:
-        """Says to those that do not lead whether this one has something to run. One voice for all that lead:
-        it is taken up again, if another one ends it, by `take`.
+        """Says to the other kind whether this one has something to run that should not wait for more. One
+        voice for all of a kind: it is taken up again, if another one ends it, by `take`.
         """
-        if self._files and self.leads:
+        if self._files:
             self.wished = _lock(self._files[1]) if wished else _unlock(self._files[1])
 
-    def take(self, insist: bool) -> bool:
-        """Whether it is this one's turn now. `insist`: also before those that lead."""
+    def take(self, wished: bool) -> bool:
+        """Whether it is this one's turn now; `wished` as in `wish`. Of both kinds with a wish, the one goes that
+        did not go last.
+        """
         if not self._files:
             return True
-        cores, wish = self._files
-        self.wish(True)
+        cores, _, other = self._files
+        self.wish(wished)
         if not _lock(cores):
             return False
-        if self.leads or insist:
-            return True
-        if _lock(wish, fcntl.LOCK_SH):
-            _unlock(wish)
+        free = _lock(other, fcntl.LOCK_SH)
+        if free:
+            _unlock(other)
+        if free or (wished and os.pread(cores, 4, 0) != self._name):
+            os.pwrite(cores, self._name, 0)
             return True
         _unlock(cores)
         return False

@@ -514,20 +514,24 @@ def test_stages_on_one_cpu_run_in_turn_the_first_before_the_second(tmp_path):
     assert order == [[1], [11, 12], [2]]
 
 
-def test_a_full_batch_goes_before_what_would_lead(tmp_path):
+def test_a_full_batch_and_what_leads_go_in_turn(tmp_path):
     first, second = Turns(leads=True, folder=tmp_path), Turns(leads=False, folder=tmp_path)
-    assert first.take(insist=False)
-    assert not second.take(insist=True)  # the cores are taken
-    first.end()  # but it still wishes
-    assert not second.take(insist=False)
-    assert second.take(insist=True)
-    assert not first.take(insist=False)
-    second.end()
+    assert first.take(wished=True)
+    assert not second.take(wished=True)  # the cores are taken
+    first.end()  # and both wish to go on
+    for _ in range(3):
+        assert not first.take(wished=True)
+        assert second.take(wished=True)
+        second.end()
+        assert not second.take(wished=True)
+        assert first.take(wished=True)
+        first.end()
+    assert not second.take(wished=False)
     first.wish(False)
-    assert second.take(insist=False)
+    assert second.take(wished=False)
 
 
 def test_without_a_folder_every_turn_is_given(tmp_path):
     first, second = (Turns(leads, folder=tmp_path / "none") for leads in (True, False))
-    assert first.take(insist=False)
-    assert second.take(insist=False)
+    assert first.take(wished=True)
+    assert second.take(wished=False)
