@@ -3,14 +3,16 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from huvidpo.catalog import Catalog, Category, Model
 from service.files import sha256_of
-from service.job_rows import Job
 from service.metrics import WEIGHTS
+
+if TYPE_CHECKING:
+    from service.job_rows import Job  # runners do not load the database's libraries
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def weights_of(catalog: Catalog, model_name: str, category: str) -> dict[str, An
     return _weights(catalog.model(model_name), catalog.category(category))
 
 
-def of_job(job: Job, clip: Path | None) -> dict[str, Any]:
+def of_job(job: "Job", clip: Path | None) -> dict[str, Any]:
     """Everything that made a job's clip. `clip` and `weights` are null until it is there; `weights` also
     where the category has none of its own. Reads the clip.
     """

@@ -41,8 +41,8 @@ class Turns:
             self.wished = _lock(self._files[1]) if wished else _unlock(self._files[1])
 
     def take(self, wished: bool) -> bool:
-        """Whether it is this one's turn now; `wished` as in `wish`. Of both kinds with a wish, the one goes that
-        did not go last.
+        """Whether it is this one's turn now; `wished` as in `wish`. Of both kinds with a wish, the one goes
+        that did not go last.
         """
         if not self._files:
             return True
