@@ -9,6 +9,9 @@ from typing import Any
 from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.config import BACKENDS
 
+# Most that a gateway has at one runner: its client there has 100 connections, and signs of life need some.
+AT_RUNNERS = 96
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -21,9 +24,7 @@ class Settings:
     threads: int = 0  # torch CPU threads per runner; 0: torch's choice
     max_batch: int = 4  # requests denoised together, 1..64
     queue_size: int = 64  # requests waiting in one runner before it answers "queue full", 1..10000
-    max_in_flight: int = (
-        64  # requests one gateway holds at once, 1..100 (its runner client has 100 connections)
-    )
+    max_in_flight: int = 64  # requests one gateway holds at once, 1..95; see AT_RUNNERS
     max_steps: int = 100  # most denoising steps a request may ask for, 1..1000
     max_frames: int = 64  # most frames a request may ask for, 2..256
     max_body_mib: int = 16  # largest request body in MiB, 1..1024
@@ -38,7 +39,7 @@ class Settings:
     api_keys: str = ""  # file of the keys that may call, see keys.py; empty: nobody needs one
     data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
     database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
-    job_concurrency: int = 8  # jobs one gateway works on at once, 1..100
+    job_concurrency: int = 8  # jobs one gateway works on at once, 1..95; see AT_RUNNERS
     max_queued_jobs: int = 1000  # jobs that may wait, 1..1000000
     job_retention: int = 86_400  # seconds a job and its clip are kept once it has ended, 1..31536000
     lease_seconds: int = 10  # a gateway not heard of for so long has lost its jobs to the others, 2..3600
@@ -57,6 +58,11 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{_variable(name)}: got {value}, allowed {low} to {high}")
+        if self.max_in_flight + self.job_concurrency > AT_RUNNERS:
+            raise ValueError(
+                f"HUVIDPO_MAX_IN_FLIGHT and HUVIDPO_JOB_CONCURRENCY: got {self.max_in_flight} and "
+                f"{self.job_concurrency}, together at most {AT_RUNNERS} are allowed"
+            )
         if self.dtype not in _DTYPES:
             raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(_DTYPES[1:])} or empty")
         if self.backend not in BACKENDS:
@@ -88,7 +94,7 @@ _RANGES = {
     "threads": (0, 1024),
     "max_batch": (1, 64),
     "queue_size": (1, 10_000),
-    "max_in_flight": (1, 100),
+    "max_in_flight": (1, 95),
     "max_steps": (1, 1000),
     "max_frames": (2, 256),
     "max_body_mib": (1, 1024),
@@ -97,7 +103,7 @@ _RANGES = {
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
     "grpc_port": (0, 65_535),
-    "job_concurrency": (1, 100),
+    "job_concurrency": (1, 95),
     "max_queued_jobs": (1, 1_000_000),
     "job_retention": (1, 31_536_000),
     "lease_seconds": (2, 3600),

@@ -190,7 +190,8 @@ def test_settings_come_from_the_environment():
     [
         ({"HUVIDPO_MAX_BATCH": "many"}, "HUVIDPO_MAX_BATCH: got 'many'"),
         ({"HUVIDPO_MAX_BATCH": "0"}, "allowed 1 to 64"),
-        ({"HUVIDPO_MAX_IN_FLIGHT": "101"}, "allowed 1 to 100"),
+        ({"HUVIDPO_MAX_IN_FLIGHT": "96"}, "allowed 1 to 95"),
+        ({"HUVIDPO_MAX_IN_FLIGHT": "90"}, "got 90 and 8, together at most 96"),
         ({"HUVIDPO_DTYPE": "int8"}, "HUVIDPO_DTYPE: got 'int8'"),
     ],
 )
