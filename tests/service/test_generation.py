@@ -132,6 +132,7 @@ def test_events_of_a_request(rig):
     assert finished.media_type == "video/mp4"
     assert set(finished.seconds) == {"queue", "first_frame", "video", "encode"}
     assert finished.backends == {"first_frame": "torch", "video": "torch"}
+    assert finished.weights == "5e7"
     frames, fps = decode(finished.data)
     assert frames.shape == (16, 64, 64, 3)
     assert fps == 8
