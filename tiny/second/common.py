@@ -95,7 +95,7 @@ def part(folder: Path, name: str) -> Component:
 
 def to_unit(pixels: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [N, H, W, 3] -> float [N, 3, H, W] in [-1, 1], channels_last, on `device`."""
-    return (torch.from_numpy(pixels).to(device).float() / 127.5 - 1).movedim(-1, 1)
+    return (torch.from_numpy(np.array(pixels)).to(device).float() / 127.5 - 1).movedim(-1, 1)
 
 
 def to_pixels(values: Tensor) -> np.ndarray:
