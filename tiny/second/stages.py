@@ -26,8 +26,8 @@ from transformers import (
 from huvidpo.hardware import prepare_to_train
 from huvidpo.loading import load_part, load_tokenizer
 from huvidpo.unet import VideoUNet
-from judging.thumbnails import tile
 from preferences.metrics import psnr
+from preferences.thumbnails import tile
 from tiny.autoencoder import fold_normalisation, reconstruction_loss
 from tiny.common import scheduler
 from tiny.second import data, networks, words

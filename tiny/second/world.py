@@ -202,7 +202,7 @@ def writing(rng: np.random.Generator, size: int) -> Array | None:
 def main() -> None:
     from PIL import Image
 
-    from judging.thumbnails import tile
+    from preferences.thumbnails import tile
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
