@@ -30,7 +30,7 @@ FROM packages AS train-packages
 RUN /opt/venv/bin/pip install --quiet $PIP_ARGS -r /requirements/train.txt
 
 FROM ${BASE} AS service
-RUN /usr/sbin/useradd --uid 1000 --home-dir /tmp --shell /usr/sbin/nologin huvidpo \
+RUN /usr/sbin/useradd --uid 10001 --home-dir /tmp --shell /usr/sbin/nologin huvidpo \
     && install --directory --owner=huvidpo /data
 WORKDIR /app
 COPY bentofile.yaml README.md LICENSE ./
@@ -50,7 +50,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     HF_HUB_OFFLINE=1 \
     HUVIDPO_DATA=/data \
     HUVIDPO_ENGINES=/data/engines
-USER 1000
+USER 10001
 EXPOSE 3000 3001
 # Weights of gigabytes take minutes to load: until then /readyz is 503, and the container is "starting".
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s \

@@ -18,7 +18,7 @@ $environment
 $own
 EOF
 env -i /usr/bin/bwrap --ro-bind "$root" / --dev /dev --proc /proc --tmpfs /tmp --bind "$data" /data \
-    --ro-bind /etc/hosts /etc/hosts --unshare-user --unshare-pid --uid 1000 --gid 1000 --die-with-parent --chdir /app \
+    --ro-bind /etc/hosts /etc/hosts --unshare-user --unshare-pid --uid 10001 --gid 10001 --die-with-parent --chdir /app \
     "$@" /app/service/entrypoint.sh &
 running=$!
 trap 'kill "$running"' TERM INT

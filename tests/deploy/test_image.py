@@ -45,7 +45,7 @@ def test_linters_find_nothing(command):
 @pytest.mark.parametrize("target", ["cpu", "cuda", "train"])
 def test_images_run_without_root_and_without_a_compiler(target):
     lines = stages()[target]
-    assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
+    assert [line for line in lines if line.startswith("USER")] == ["USER 10001"]
     assert not [line for line in lines if re.search(r"\b(apt|apt-get|gcc|pip)\b", line)]
     assert sum(line.endswith("/opt/venv /opt/venv") for line in lines) == 1
 
