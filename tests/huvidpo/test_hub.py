@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file, save_file
 
+from huvidpo import fetch as fetch_model
 from huvidpo import hub
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.errors import CheckpointError
@@ -159,3 +160,18 @@ def test_shards_come_with_their_index() -> None:
         assert weights([index, *names]) == (variant, [index, *names])
         assert needed(part, [*whole, "config.json", "unet/model.safetensors"]) == whole
         assert needed(part, whole[1:]) == []  # without its config it is nothing
+
+
+def test_fetched_ahead_of_time_it_loads_without_the_hub(
+    the_hub: FakeHub, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fetch_model.main(["--model", "far", "--dtype", "float32", "--stage", "video"]) == 0
+    assert "far: everything is here" in capfd.readouterr().out
+    asked = len(the_hub.asked)
+    assert fetch_model.main(["--model", "far", "--dtype", "float32", "--stage", "video"]) == 0
+    assert len(the_hub.asked) == asked
+    VideoPipeline.from_catalog("far", dtype=torch.float32, categories=["horse"])
+    assert len(the_hub.asked) == asked
+    the_hub.repos.clear()
+    assert fetch_model.main(["--model", "far", "--stage", "first_frame"]) == 2
+    assert capfd.readouterr().err.startswith("error: we/first")
