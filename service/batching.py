@@ -271,6 +271,14 @@ class Batcher(Generic[J, R]):
 
     def _count_waiting(self) -> None:
         metrics.QUEUE_DEPTH.labels(self.stage).set(len(self._queue))
+        metrics.QUEUED_WORK.labels(self.stage).set(sum(self._share(e) for e in self._queue))
+
+    def _share(self, entry: _Entry[J, R]) -> float:
+        """Seconds of computing that a waiting entry will take, in a batch that pays; 0 while none are known."""
+        if entry.work is None or not self._pace.knows_anything:
+            return 0.0
+        size = self._pace.best_size(entry.work.shape, min(self.max_batch, len(self._queue)))
+        return (self._pace.turn + self._pace.seconds(entry.work, size)) / size
 
     def _places(self) -> list[Queued]:
         """Where each waiting entry stands. Those before it are taken to run in batches that pay."""
@@ -281,8 +289,7 @@ class Batcher(Generic[J, R]):
                 places.append(Queued(position, None))
             else:
                 places.append(Queued(position, ahead + self._pace.turn + self._pace.seconds(entry.work, 1)))
-                size = self._pace.best_size(entry.work.shape, min(self.max_batch, len(self._queue)))
-                ahead += (self._pace.turn + self._pace.seconds(entry.work, size)) / size
+                ahead += self._share(entry)
             position += 1
         return places
 

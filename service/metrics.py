@@ -41,6 +41,12 @@ BATCH_SIZE = Histogram("huvidpo_batch_size", "Requests denoised together.", ["st
 QUEUE_DEPTH = Gauge(
     "huvidpo_queue_depth", "Requests waiting in a runner.", ["stage"], multiprocess_mode="livesum"
 )
+QUEUED_WORK = Gauge(
+    "huvidpo_queued_work_seconds",
+    "Seconds of a runner's computing that wait in it, as learnt step times tell; 0 while it knows none.",
+    ["stage"],
+    multiprocess_mode="livesum",
+)
 QUEUE_SECONDS = Histogram(
     "huvidpo_queue_seconds",
     "Seconds a job waited in a runner until it ran, was refused or its client left.",

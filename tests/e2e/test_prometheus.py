@@ -58,15 +58,16 @@ def test_every_alert_is_tried_on_both_sides_and_has_its_page():
 
 def parts(expression: str) -> list[str]:
     """What an expression asks for, without the limits it compares with: those are rarely passed."""
-    expression = re.sub(r"\babsent\((.*?)\)", r"\1", expression)
-    sides = re.split(r"\band\b|\bor\b", expression)
-    return [re.sub(r"\s*(>|==)\s*[\d.* ]+$", "", side.strip()) for side in sides]
+    sides = re.split(r"\band\b|\bor(?=\s+absent\b)", expression)
+    sides = [re.sub(r"\babsent\((.*?)\)", r"\1", side).strip() for side in sides]
+    return [re.sub(r"\s*(>|==)\s*[\d.* ]+$", "", side) for side in sides]
 
 
 def test_limits_are_taken_off():
     assert parts("a:b > 14.4 * 0.005 and sum(rate(x[5m])) > 0.1") == ["a:b", "sum(rate(x[5m]))"]
     assert parts('absent(x{a="b"}) or absent(y)') == ['x{a="b"}', "y"]
     assert parts("up == 0") == ["up"]
+    assert parts("(sum(x) or vector(0)) / sum(y) > 0.05") == ["(sum(x) or vector(0)) / sum(y)"]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,16 @@ def test_every_expression_finds_something(ask, rule):
         if 'outcome="queue_full"' in query:
             found = ask(query.replace("queue_full", "ok"))
         assert found, query
+
+
+@needs_promtool
+def test_what_scales_runners_finds_something(ask):
+    manifests = list(yaml.safe_load_all((ROOT / "tests/deploy/rendered/scaled.yaml").read_text()))
+    scaled = [manifest for manifest in manifests if manifest["kind"] == "ScaledObject"]
+    assert len(scaled) == 2
+    for manifest in scaled:
+        (trigger,) = manifest["spec"]["triggers"]
+        assert ask(trigger["metadata"]["query"]), manifest["metadata"]["name"]
 
 
 @needs_promtool

@@ -278,6 +278,7 @@ def test_health_and_metrics(server):
         "stage_seconds_bucket",
         "batch_size_bucket",
         "queue_depth",
+        "queued_work_seconds",
         "denoising_steps_total",
     ):
         assert f"huvidpo_{name}" in text

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import pytest
+from prometheus_client import REGISTRY
 
 from huvidpo.errors import Cancelled, InvalidRequest
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
@@ -177,6 +178,8 @@ def test_the_full_queue_says_when_the_running_batch_should_end(batcher, model):
             with pytest.raises(QueueFull) as refused:
                 await result(batcher, ("a", 5))
             answers.add(refused.value.retry_after)
+        waiting = REGISTRY.get_sample_value("huvidpo_queued_work_seconds", {"stage": batcher.stage})
+        assert waiting == pytest.approx(4 * STEPS * 4.0)
         assert answers <= {8, 9, 10}
         assert len(answers) > 1, "all would come back at once"
         model.allow()
