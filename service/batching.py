@@ -274,7 +274,7 @@ class Batcher(Generic[J, R]):
         metrics.QUEUED_WORK.labels(self.stage).set(sum(self._share(e) for e in self._queue))
 
     def _share(self, entry: _Entry[J, R]) -> float:
-        """Seconds of computing that a waiting entry will take, in a batch that pays; 0 while none is known."""
+        """Seconds of computing a waiting entry will take, in a batch that pays; 0 while none is known."""
         if entry.work is None or not self._pace.knows_anything:
             return 0.0
         size = self._pace.best_size(entry.work.shape, min(self.max_batch, len(self._queue)))
