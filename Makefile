@@ -5,7 +5,7 @@ PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
 # A test file at a time on each core, each with one thread: two threads of two files at once are slower.
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export BENTOML_DO_NOT_TRACK = True
 
 # equal_numbers compares two states of the project: it is run by hand

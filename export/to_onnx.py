@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,9 +39,7 @@ class Exportable(nn.Module):
     def __init__(self, row: Row, network: Any) -> None:
         super().__init__()
         self.network, self.row = network, row
-        if (
-            row.kind is UNet2DConditionModel
-        ):  # sinusoids of `time_ids` are float32: the graph would join types
+        if row.name == "first_frame_unet":  # sinusoids of `time_ids` are float32: the graph would join types
             network.add_time_proj.register_forward_hook(lambda _, __, out: out.to(network.dtype))
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -39,6 +39,12 @@ class Component:
     location: str
     subfolder: str = ""
 
+    @classmethod
+    def at(cls, where: str | Path, subfolder: str = "") -> "Component":
+        """Where somebody says it is: a folder, seen from where they are, or the id of one on the hub."""
+        here = isinstance(where, Path) or Path(where).is_dir()
+        return cls(str(Path(where).resolve()) if here else str(where), subfolder)
+
 
 def _component(entry: Any) -> Any:
     """A part as a file writes it, { path or repo, subfolder }, as a Component."""

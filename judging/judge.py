@@ -90,7 +90,7 @@ def load_judge(clip: Path, typical_motion: float = DEFAULT_MOTION, device: str |
     if not (clip / "config.json").is_file():
         raise CheckpointError(f"there is no CLIP in {clip}: name the folder of one")
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source = Component(str(clip))
+    source = Component.at(clip)
     model = load_part(CLIPModel, source, torch.float32).eval().to(target)
     with readable("CLIPImageProcessor", source):
         processor = CLIPImageProcessorPil.from_pretrained(clip)

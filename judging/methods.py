@@ -137,10 +137,10 @@ def animate(source: str) -> Callable[[ClipRequest, str], np.ndarray]:
     try:
         pipe = AnimateDiffPipeline.from_pretrained(
             base,
-            motion_adapter=load_part(MotionAdapter, Component(adapter), dtype),
-            unet=load_part(UNet2DConditionModel, Component(base, "unet"), dtype),
-            vae=load_part(AutoencoderKL, Component(base, "vae"), dtype),
-            text_encoder=load_part(CLIPTextModel, Component(base, "text_encoder"), dtype),
+            motion_adapter=load_part(MotionAdapter, Component.at(adapter), dtype),
+            unet=load_part(UNet2DConditionModel, Component.at(base, "unet"), dtype),
+            vae=load_part(AutoencoderKL, Component.at(base, "vae"), dtype),
+            text_encoder=load_part(CLIPTextModel, Component.at(base, "text_encoder"), dtype),
             local_files_only=True,
         ).to(device)
     except (CheckpointError, OSError, ValueError) as error:

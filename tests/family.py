@@ -12,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -90,6 +91,17 @@ def build_random_family(folder: Path, *, zero_snr: bool = True) -> Path:
     finally:
         torch.random.set_rng_state(generator_state)
     _catalog(folder)
+    return folder
+
+
+def build_plain_family(folder: Path) -> Path:
+    """The random family with SD 1.x's first-frame pipeline: one text encoder, PNDM."""
+    first = build_random_family(folder) / "first_frame"
+    torch.manual_seed(0)
+    image_unet().save_pretrained(first / "unet")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False).save_pretrained(first / "scheduler")
+    (first / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     return folder
 
 

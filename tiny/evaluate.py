@@ -57,7 +57,7 @@ def batches(items: list) -> Iterator[list]:
 
 def judge_first_frames(pipeline: FirstFramePipeline, count: int) -> tuple[dict, list[np.ndarray]]:
     """Zero-shot accuracy of the tiny CLIP on `count` generated first frames."""
-    source = Component(str(FAMILY), "clip")
+    source = Component.at(FAMILY, "clip")
     model = load_part(CLIPModel, source, torch.float32).eval()
     tokenizer = load_tokenizer(source, model)
     scenes = random_scenes(count, SEED)

@@ -66,7 +66,7 @@ def condition(pooled: Tensor) -> dict[str, Tensor]:
 
 def part(name: str) -> Component:
     """A part of the family's first-frame pipeline."""
-    return Component(str(FOLDER), name)
+    return Component.at(FOLDER, name)
 
 
 class TextTowers:

@@ -105,7 +105,7 @@ def compare(plain: FirstFramePipeline, aligned: FirstFramePipeline, judge: Judge
 def load_aligned(folder: Path) -> FirstFramePipeline:
     """The family's pipeline around the network in `folder`."""
     pipeline = FirstFramePipeline.from_catalog("tiny")
-    unet = load_part(UNet2DConditionModel, Component(str(folder)), torch.float32)
+    unet = load_part(UNet2DConditionModel, Component.at(folder), torch.float32)
     pipeline.pipe.register_modules(unet=unet.eval())
     return pipeline
 

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("stills", "base", "motion"))
     args = parser.parse_args()
     vae = prepare_to_train(
-        load_part(AutoencoderKL, Component(str(FAMILY / "first_frame"), "vae"), torch.float32)
+        load_part(AutoencoderKL, Component.at(FAMILY / "first_frame", "vae"), torch.float32)
     )
     vae.eval()
     if args.only in (None, "stills"):

@@ -169,7 +169,7 @@ def run(
     TrainingError (see `training.loop.train`), ClipsError and CheckpointError.
     """
     accelerator = start_accelerate(recipe)
-    source = Component(str(base)) if base else model.video_unet
+    source = Component.at(base) if base else model.video_unet
     torch.manual_seed(recipe.seed)
     unet = load_video_unet(source, torch.float32, model.attention_mode)
     base_hash = fingerprint(unet)

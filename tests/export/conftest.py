@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family import build_random_family
+from family import build_plain_family, build_random_family
 
 from huvidpo.catalog import DEFAULT_MODEL, Model, load_catalog
 
@@ -28,6 +28,15 @@ def model(catalog_folder: Path) -> Model:
     """The random family, which is the catalog's `tiny` while these tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUVIDPO_CATALOG", str(catalog_folder))
+        return load_catalog().model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The random family whose first frames Stable Diffusion 1.x draws."""
+    folder = build_plain_family(tmp_path_factory.mktemp("plain"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUVIDPO_CATALOG", str(folder / "catalog"))
         return load_catalog().model(DEFAULT_MODEL)
 
 

@@ -32,8 +32,10 @@ def exported(network: Network, folder: Path, cache: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_graph_equals_torch_at_two_shapes(name: str, model: Model, tmp_path: Path, cache: Path):
-    network = network_of(ROWS[name], model, "float32")
+def test_graph_equals_torch_at_two_shapes(
+    name: str, model: Model, plain_model: Model, tmp_path: Path, cache: Path
+):
+    network = network_of(ROWS[name], plain_model if name.startswith("plain_") else model, "float32")
     module = exported(network, tmp_path, cache)
     results = parity.check(network, module, tmp_path)
     parity.require(results)

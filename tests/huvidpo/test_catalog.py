@@ -281,3 +281,11 @@ def test_errors_and_requests_survive_a_process_boundary() -> None:
     assert (error.message, error.field, str(error)) == ("steps: got 0", "steps", "steps: got 0")
     request = ClipRequest("a horse", "horse", seed=1)
     assert pickle.loads(pickle.dumps(request)) == request
+
+
+def test_a_folder_is_seen_from_where_its_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base" / "unet").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert Component.at("base", "unet") == Component(str(tmp_path / "base"), "unet")
+    assert Component.at(Path("not_there")) == Component(str(tmp_path / "not_there"))
+    assert Component.at("owner/name") == Component("owner/name")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
-from family import SIZE, build_random_family, image_unet
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from family import SIZE, build_plain_family
 
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
@@ -21,15 +21,7 @@ from training.loop import TrainingError
 
 @pytest.fixture(scope="module")
 def plain_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random family with SD 1.x's first-frame pipeline: one text encoder, PNDM."""
-    folder = build_random_family(tmp_path_factory.mktemp("plain"))
-    first = folder / "first_frame"
-    torch.manual_seed(0)
-    image_unet().save_pretrained(first / "unet")
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False).save_pretrained(first / "scheduler")
-    (first / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return folder
+    return build_plain_family(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture

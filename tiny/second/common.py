@@ -90,7 +90,7 @@ class Workshop:
 
 
 def part(folder: Path, name: str) -> Component:
-    return Component(str(folder), name)
+    return Component.at(folder, name)
 
 
 def to_unit(pixels: np.ndarray, device: torch.device) -> Tensor:
