@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import needs_openvino
 from PIL import Image
 
 from huvidpo.__main__ import main
@@ -59,6 +60,7 @@ def test_given_first_frame_and_options(tmp_path: Path, capsys: pytest.CaptureFix
     assert "first-frame model" not in printed
 
 
+@needs_openvino
 def test_where_and_how_it_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
     for kind in (FirstFramePipeline, VideoPipeline):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import needs_openvino
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from family import SIZE, build_plain_family
 
@@ -73,6 +74,7 @@ def test_requests_do_not_depend_on_the_batch_and_leave_it(catalog: Path) -> None
         pipeline([request(1, "horse " * 60)])
 
 
+@needs_openvino
 def test_an_engine_stands_in_for_its_unet(catalog: Path) -> None:
     pipelines = [
         FirstFramePipeline.from_catalog(DEFAULT_MODEL, backend=name) for name in ("torch", "openvino")

@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from backends import needs_openvino
 from family import build_random_family
 from prometheus_client import REGISTRY
 
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.engines.openvino import limited_isa
 from service import runners
 from service.batching import Batcher
 from service.generation import Finished
@@ -89,7 +89,7 @@ def test_bfloat16_where_the_cpu_computes_in_it(settings, cpu, dtype, monkeypatch
         assert runners._placement(settings, "video")["dtype"] is None
 
 
-@pytest.mark.skipif(bool(limited_isa()), reason=f"openvino crashes under {limited_isa()}")
+@needs_openvino
 def test_unusual_lengths_are_one_compilation_beside_the_others():
     """As long as the clips are of a length that was met, no call compiles; other lengths share a network."""
     model = runners.load_video(Settings(backend="openvino", dtype="float32", device="cpu"))
