@@ -33,6 +33,7 @@ from export.to_tensorrt import build_plan, capabilities_of, peak_bytes
 from huvidpo import command
 from huvidpo.catalog import Catalog, Model, load_catalog
 from huvidpo.checkpoint import check_finite
+from huvidpo.config import PRECISIONS
 from huvidpo.engines.flavours import import_flavour
 from huvidpo.engines.manifest import (
     BACKENDS,
@@ -44,7 +45,7 @@ from huvidpo.engines.manifest import (
     size_of,
     write_manifest,
 )
-from huvidpo.engines.networks import PRECISIONS, ROWS, Network, Row, network_of, rows_of
+from huvidpo.engines.networks import ROWS, Network, Row, network_of, rows_of
 from huvidpo.errors import EngineError
 from huvidpo.files import hash_file, hash_tensors, make_folder
 from huvidpo.loading import load_category, load_part, load_video_unet

@@ -21,12 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from huvidpo import command
 from huvidpo.catalog import DEFAULT_MODEL, Catalog, load_catalog
-from huvidpo.config import BACKENDS, ClipRequest
+from huvidpo.config import BACKENDS, PRECISIONS, ClipRequest
 from huvidpo.errors import InvalidRequest
 from huvidpo.files import make_way, write_bytes
 from huvidpo.video import FORMATS, encode, read_image
 
-DTYPES = ("float32", "float16", "bfloat16")
 console = Console(stderr=True)
 
 
@@ -76,7 +75,7 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
     here.add_argument("--first-frame-steps", type=int, help="denoising steps of the first frame")
     here.add_argument("--first-frame-size", type=_size, metavar="HEIGHTxWIDTH", help="pixels, multiples of 8")
     here.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    here.add_argument("--dtype", choices=DTYPES, help="default: float16 on a GPU, else float32")
+    here.add_argument("--dtype", choices=PRECISIONS, help="default: float16 on a GPU, else float32")
     here.add_argument("--backend", choices=BACKENDS, help="what runs the networks (default: torch)")
     return parser.parse_args(arguments)
 

@@ -12,6 +12,7 @@ from huvidpo.checks import STRICT, NotBlank, Number, Text, raises
 from huvidpo.errors import InvalidRequest
 
 ATTENTION_MODES = ("first_prev", "first")  # which frames self-attention sees, see attention.py
+PRECISIONS = ("float32", "float16", "bfloat16")  # torch's names
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")  # see engines/select.py
 MAX_SEED = 2**32 - 1  # torch's CPU generator (mt19937) reads 32 bits of a seed
 MAX_PROMPT_CHARS = 2000  # a guard before the tokenizer; the real limit is the text encoder's context

@@ -15,9 +15,9 @@ import torch
 
 from huvidpo import command
 from huvidpo.catalog import load_catalog
+from huvidpo.config import PRECISIONS
 from huvidpo.loading import fetch
 
-DTYPES = ("float16", "bfloat16", "float32")
 STAGES = ("first_frame", "video")
 
 
@@ -34,7 +34,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="one of: " + ", ".join(catalog.models))
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="that it will be served in")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float16", help="that it will be served in")
     parser.add_argument("--stage", choices=STAGES, action="append", help="default: both")
     args = parser.parse_args(arguments)
     fetch(catalog.model(args.model), getattr(torch, args.dtype), args.stage or STAGES)

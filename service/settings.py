@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from huvidpo.catalog import DEFAULT_MODEL
-from huvidpo.config import BACKENDS
+from huvidpo.config import BACKENDS, PRECISIONS
 
 # Most that a gateway has at one runner: its client there has 100 connections, and signs of life need some.
 AT_RUNNERS = 96
@@ -63,8 +63,8 @@ class Settings:
                 f"HUVIDPO_MAX_IN_FLIGHT and HUVIDPO_JOB_CONCURRENCY: got {self.max_in_flight} and "
                 f"{self.job_concurrency}, together at most {AT_RUNNERS} are allowed"
             )
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(_DTYPES[1:])} or empty")
+        if self.dtype not in ("", *PRECISIONS):
+            raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(PRECISIONS)} or empty")
         if self.backend not in BACKENDS:
             raise ValueError(f"HUVIDPO_BACKEND: got {self.backend!r}, allowed {', '.join(BACKENDS)}")
         if self.c2pa_algorithm not in _ALGORITHMS:
@@ -89,7 +89,6 @@ class Settings:
 
 _ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
-_DTYPES = ("", "float32", "float16", "bfloat16")
 _RANGES = {
     "threads": (0, 1024),
     "max_batch": (1, 64),

@@ -30,7 +30,6 @@ from huvidpo.latents import IMAGES_AT_ONCE
 from huvidpo.loading import load_config, vae_dtype, video_unet_config
 from huvidpo.unet import VideoUNet
 
-PRECISIONS = ("float32", "float16", "bfloat16")
 TIME_IDS = 6  # of SDXL: original size, crop, target size
 
 

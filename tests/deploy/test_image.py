@@ -66,7 +66,7 @@ def test_variables_are_read_by_somebody():
 def test_the_service_ships_what_the_bento_ships():
     include = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["include"]
     copied = {name for line in stages()["cpu"] for name in re.findall(r"^COPY (\w+) \w+$", line)}
-    assert copied == {name.split("/")[0] for name in include if "/" in name}
+    assert copied == {name.split("/")[0] for name in include if "/" in name.lstrip("/")}
 
 
 def test_the_ignore_file_lets_through_what_is_copied():

@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 from e2e.conftest import ROOT
 
-TOP = {
-    "LICENSE",
-    "README.md",
-    "bentofile.yaml",
-    "huvidpo",
-    "models",
-    "preferences",
-    "requirements",
-    "service",
-}
+TOP = {"LICENSE", "README.md", "bentofile.yaml", "huvidpo", "models", "preferences", "service"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +42,11 @@ def test_what_ships(home, tag):
         ["git", "ls-files", "huvidpo", "preferences", "service", "models"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split("\n")  # fmt: skip
-    assert {name for name in tracked if name.endswith((".py", ".toml", ".safetensors", ".json"))} <= shipped
+    assert {
+        name
+        for name in tracked
+        if name.endswith((".py", ".toml", ".safetensors", ".json", ".html", ".css", ".js"))
+    } <= shipped
 
 
 def test_it_serves_by_tag_from_anywhere(home, tag, start_server, tmp_path):

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from export.build import jobs, load
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
-from huvidpo.config import ClipRequest
+from huvidpo.config import PRECISIONS, ClipRequest
 from huvidpo.engines import openvino as cpu_engines
 from huvidpo.engines import select
 from huvidpo.engines.base import LIMITS, Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
 from huvidpo.engines.manifest import Manifest, Port, size_of, write_manifest
-from huvidpo.engines.networks import PRECISIONS, ROWS, Row, rows_of, spec_inputs
+from huvidpo.engines.networks import ROWS, Row, rows_of, spec_inputs
 from huvidpo.engines.onnxruntime import onnxruntime
 from huvidpo.engines.select import compare, place_modules
 from huvidpo.errors import EngineError, InvalidRequest

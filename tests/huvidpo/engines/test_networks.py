@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from huvidpo.catalog import DEFAULT_MODEL, Component, Model, load_catalog
-from huvidpo.engines import networks
+from huvidpo.config import PRECISIONS
 from huvidpo.engines.networks import ROWS, Span, network_of, scaled, spans
 from huvidpo.loading import load_vae
 
@@ -59,7 +59,7 @@ def test_profile_of_the_video_unet(model: Model):
     assert text.opt == (2, 48, 32)
 
 
-@pytest.mark.parametrize("precision", networks.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("upcast", [True, False])
 def test_an_engine_of_a_vae_has_the_dtype_the_vae_is_loaded_in(
     upcast: bool, precision: str, model: Model, tmp_path: Path
