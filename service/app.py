@@ -3,17 +3,15 @@
 Every process imports this module, so heavy imports stay inside the methods. What each setting cures in
 BentoML 1.4.39:
 
-- runner_connection: the client between gateway and runner closes its session, with requests in flight, after
-  100 requests or 300 seconds unless told otherwise;
 - runner_probe off, own `__is_ready__`: the built-in /readyz hangs while a runner loads, and blocks shutdown;
 - no `batchable` API: the built-in batcher mis-models long jobs, batching.py is used instead;
-- runners have no API of BentoML's: none of its kinds takes a job by its id (desk.py);
+- runners have no API of BentoML's: none of its kinds takes a job by its id (desk.py), and its client knows
+  one address of a service (router.py);
 - workers=1: in a container a dead worker is not replaced; when it is the only one, its process ends and the
   orchestrator starts a new one;
 - on_deployment: SIGTERM reaches all processes at once unless told otherwise (drain.py).
 """
 
-import asyncio
 import logging
 import os
 from functools import partial
@@ -36,7 +34,6 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")  # milliseconds; LLVM's and Intel's
 # Of a GPU that two processes share: pieces that are free but apart are of use to neither.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 SETTINGS = Settings.from_env()
-READY_SECONDS = 2.0  # time a runner has to say that it is ready
 RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG is 2 MB
 _COMMON: dict[str, Any] = {
     "workers": 1,
@@ -47,7 +44,6 @@ _COMMON: dict[str, Any] = {
         "access": {"enabled": False}
     },  # the guard writes a line for every answer, BentoML for its own
 }
-_RUNNER = _COMMON | {"runner_connection": {"max_requests": 10**9, "max_age": 1e9}}
 # All that BentoML answers. Left out on purpose: its page at "/", which loads a tracker from another site.
 PATHS = frozenset(
     {"/generate_video", "/livez", "/healthz", "/readyz", "/metrics", "/docs.json", "/schema.json"}
@@ -72,12 +68,16 @@ class RunnerService(GuardedService):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         from service import hop
-        from service.desk import PREFIX, DeskDoor
+        from service.desk import DESCRIBE, PREFIX, DeskDoor
         from service.http import Guard
 
+        def runner() -> Any:
+            return bentoml.get_current_service()
+
         guard = super().to_asgi(is_main)
-        app = DeskDoor(guard.app, lambda: bentoml.get_current_service().desk)
-        return Guard(app, max_body=RUNNER_BODY, paths=guard.paths, prefixes=(PREFIX,), reads=hop.MEDIA_TYPE)
+        app = DeskDoor(guard.app, lambda: runner().desk, lambda: runner().describe())
+        paths = guard.paths | {DESCRIBE}
+        return Guard(app, max_body=RUNNER_BODY, paths=paths, prefixes=(PREFIX,), reads=hop.MEDIA_TYPE)
 
 
 class GatewayService(GuardedService):
@@ -137,6 +137,13 @@ class _Runner:
         )
         self.desk = Desk(lambda job: stream(self.batcher, job, encode))
 
+    def describe(self) -> dict[str, Any]:
+        """As JSON: what this runner is, what it takes, how much waits in it; see Batcher.describe."""
+        batcher = self.batcher
+        limits = {"max_steps": SETTINGS.max_steps, "max_frames": SETTINGS.max_frames}
+        told = {"stage": batcher.stage, "model": SETTINGS.model, "backend": batcher.backend, "limits": limits}
+        return told | batcher.describe()
+
     async def __is_ready__(self) -> bool:
         return self.batcher.ready
 
@@ -148,7 +155,7 @@ class _Runner:
         self.batcher.close()
 
 
-@bentoml.service(service_class=RunnerService, **_RUNNER)
+@bentoml.service(service_class=RunnerService, **_COMMON)
 class FirstFrameRunner(_Runner):
     """Prompt -> first frame."""
 
@@ -158,7 +165,7 @@ class FirstFrameRunner(_Runner):
         self._start("first_frame", runners.load_first_frame, runners.encode_frame)
 
 
-@bentoml.service(service_class=RunnerService, **_RUNNER)
+@bentoml.service(service_class=RunnerService, **_COMMON)
 class VideoRunner(_Runner):
     """First frame and prompt -> clip."""
 
@@ -179,25 +186,32 @@ class Gateway:
     video = bentoml.depends(VideoRunner)
 
     def __init__(self) -> None:
+        from bentoml._internal.configuration.containers import BentoMLContainer
+
         from huvidpo.catalog import load_catalog
-        from service import lineage, remote
+        from service import lineage
         from service.generation import Generation
         from service.marks import marks_of
+        from service.router import Router
 
-        def reach(runner: Any) -> Any:
-            return partial(
-                remote.run,
-                runner,
-                accept_timeout=SETTINGS.accept_timeout,
-                leaving=lambda: self.core.draining,
-            )
+        addresses = BentoMLContainer.remote_runner_mapping.get()
+
+        def router(stage: str, service: Any) -> Router:
+            timeout = SETTINGS.accept_timeout
+            return Router(stage, addresses[service.name], timeout, leaving=lambda: self.core.draining)
 
         catalog = load_catalog()
         marks = marks_of(SETTINGS, catalog)
-        runners = reach(self.first_frame), reach(self.video)
-        self.core = Generation(SETTINGS, catalog, *runners, marks.mark if marks else None)
+        self.routers = router("first_frame", FirstFrameRunner), router("video", VideoRunner)
+        mark = marks.mark if marks else None
+        self.core = Generation(SETTINGS, catalog, *self.routers, mark, self._check_room)
+        self.began = False
         # hashing gigabytes takes a while: nobody waits for it
         Thread(target=lineage.publish, args=(catalog, SETTINGS.model), daemon=True).start()
+
+    def _check_room(self) -> None:
+        for router in self.routers:
+            router.check_room()
 
     @bentoml.on_deployment
     def deploy() -> None:  # in the process that starts the others
@@ -209,7 +223,14 @@ class Gateway:
     async def start(self) -> None:
         from service import drain
 
+        for router in self.routers:
+            await router.start()
         drain.install(self.core, SETTINGS.drain_seconds)
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        for router in self.routers:
+            await router.close()
 
     @bentoml.api(input_spec=GenerateBody)
     async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:
@@ -219,10 +240,8 @@ class Gateway:
         return await answer_generate(self.core, request)  # type: ignore[return-value]  # a Response passes as it is
 
     async def __is_ready__(self) -> bool:
-        from service import remote
-
-        return not self.core.draining and all(
-            await asyncio.gather(
-                *(remote.is_ready(runner, READY_SECONDS) for runner in (self.first_frame, self.video))
-            )
-        )
+        """Whether it can accept: from when each stage has had a runner until it drains. One lost later is
+        no reason to be away: jobs wait for another, and who waits for a clip is told.
+        """
+        self.began = self.began or all(router.ready for router in self.routers)
+        return self.began and not self.core.draining

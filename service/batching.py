@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -45,6 +45,7 @@ class Model(Protocol):
     backend: str  # what it runs on, for reports
     on_cpu: bool
     max_batch: int | None  # requests that it takes at once; None: any number
+    loaded: Mapping[str, str]  # SHA-256 of weights, by what they are of
 
     def work(self, job: Any) -> Work: ...
 
@@ -160,6 +161,7 @@ class Batcher(Generic[J, R]):
         self._closed = False
         self._pace = Pace()
         self._running: _Running | None = None
+        self._ran: Work | None = None  # lately
         self._together = deque([1], maxlen=3)  # latest batches, with those that came too late by a moment
         self._failures = 0  # lone jobs in a row
         self._thread = threading.Thread(target=self._compute, name=f"{stage}-compute", daemon=True)
@@ -178,6 +180,27 @@ class Batcher(Generic[J, R]):
     @property
     def depth(self) -> int:
         return len(self._queue)
+
+    def describe(self) -> dict[str, Any]:
+        """How much there is to do: requests that wait and run, seconds of computing they take, seconds until
+        a place is free. Seconds are 0 while none are known.
+        """
+        with self._wake:
+            waiting = sum(self._share(entry) for entry in self._queue)
+            ran = self._running.work if self._running else self._ran
+            each = self._pace.seconds(ran, 1) if ran and self._pace.knows_anything else 0.0
+            return {
+                "ready": self.ready,
+                "waiting": len(self._queue),
+                "running": self._running.size if self._running else 0,
+                "queue_size": self.queue_size,
+                "max_batch": self.max_batch,
+                "queued_seconds": self._remaining() + waiting,
+                "seconds_per_job": each,
+                "retry_after": max(1.0, self._remaining()),
+                "weights": dict(self._model.result().loaded) if self.ready else {},
+                "shapes": [str(shape) for shape in self._pace.shapes],
+            }
 
     async def submit(self, job: J) -> AsyncGenerator[Event[R], None]:
         """Queued when the job has its place and when that moves up, Begun, every step, the result. Closing
@@ -371,7 +394,8 @@ class Batcher(Generic[J, R]):
                     for entry in batch:
                         self._take(entry, "ran")
                     assert batch[0].work is not None
-                    self._running = _Running(batch[0].work, len(batch))
+                    self._ran = batch[0].work
+                    self._running = _Running(self._ran, len(batch))
                     self._together.append(len(batch))
                     self._count_waiting()
                     self._tell_places()

@@ -4,6 +4,8 @@
                          again reads them too, from the first: those that were, then those to come
     POST /jobs/{id}      says that the gateway that reads is alive
     DELETE /jobs/{id}    the job is not wanted any more by the one who brought it
+    HEAD /jobs/{id}      204 if the job is here, else 404
+    GET /describe        what the runner is, and how much waits in it, as JSON
 
 A job that nobody reads ends within one denoising step; one that was brought with `detach` ends after the
 lease, in which it may be read again, done or not. A gateway that has not been heard of for a lease is taken
@@ -11,10 +13,12 @@ to read no more: its connection may be open still. What failed is not kept, and 
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,8 +29,8 @@ from service.http import App, Receive, Scope, Send
 from service.schemas import RunnerJob
 from service.waiting import while_connected
 
-PREFIX = "/jobs/"
-LEASE_SECONDS = 30.0  # three times what gateways let pass between two signs of life, see remote.py
+PREFIX, DESCRIBE = "/jobs/", "/describe"
+LEASE_SECONDS = 30.0  # three times what gateways let pass between two signs of life, see router.py
 Run = Callable[[RunnerJob], AsyncGenerator[bytes, None]]
 
 
@@ -77,6 +81,9 @@ class Desk:
             held.readers -= 1
             held.heard = time.monotonic()
             self._let_go(held)
+
+    def has(self, id: str) -> bool:
+        return id in self._held
 
     def heard(self, id: str) -> None:
         """Its gateway lives. Raises NotFound."""
@@ -136,12 +143,18 @@ def _error(error: Exception) -> bytes:
 
 
 class DeskDoor:
-    """ASGI: the desk's paths, and `app` for all others. `desk` is called when `app` has started."""
+    """ASGI: the desk's paths, and `app` for all others. `desk` and `describe` are called once `app` has
+    started.
+    """
 
-    def __init__(self, app: App, desk: Callable[[], Desk]):
-        self.app, self._desk = app, desk
+    def __init__(self, app: App, desk: Callable[[], Desk], describe: Callable[[], dict[str, Any]]):
+        self.app, self._desk, self._describe = app, desk, describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == DESCRIBE and scope["method"] == "GET":
+            body = json.dumps(self._describe())
+            await Response(body, media_type="application/json")(scope, receive, send)
+            return
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             await self.app(scope, receive, send)
             return
@@ -152,11 +165,15 @@ class DeskDoor:
         elif scope["method"] == "DELETE":
             desk.withdraw(id)
             await Response(status_code=204)(scope, receive, send)
+        elif scope["method"] == "HEAD":
+            await Response(status_code=204 if desk.has(id) else 404)(scope, receive, send)
         elif scope["method"] == "POST":
             desk.heard(id)
             await Response(status_code=204)(scope, receive, send)
         else:
-            await Response(status_code=405, headers={"Allow": "PUT, POST, DELETE"})(scope, receive, send)
+            await Response(status_code=405, headers={"Allow": "DELETE, HEAD, POST, PUT"})(
+                scope, receive, send
+            )
 
 
 async def _answer(messages: AsyncGenerator[bytes, None], send: Send) -> None:

@@ -68,8 +68,9 @@ class Progress:
 class Finished:
     """The clip. `seconds` by stage: queue, encode (both runners), video, and first_frame unless uploaded.
 
-    `backends`: what video, and first_frame unless uploaded, ran on. `weights`: SHA-256 of the category's that
-    made it; None for the base model, or while a runner that has just started hashes them.
+    `backends`: what video, and first_frame unless uploaded, ran on. `weights` of the same: SHA-256 of the
+    category's, and of the network, that made it; None for the base model, or while a runner that has just
+    started hashes them.
     """
 
     data: bytes
@@ -78,7 +79,7 @@ class Finished:
     model: str
     seconds: dict[str, float]
     backends: dict[str, str]
-    weights: str | None
+    weights: dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ class Plan:
     deadline: float  # time of the event loop
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
-    weights: str | None = None
+    weights: dict[str, str | None] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid4().hex)  # of its job in either runner
     detach: bool = False  # whether its job in a runner outlives this gateway for a while
+    begun_elsewhere: bool = False  # whether another gateway may have brought it to a runner
 
 
 @dataclass
@@ -112,6 +114,8 @@ class Generation:
     first_frame: Runner
     video: Runner
     mark: Callable[[bytes, str, ClipRequest], bytes] | None = None  # file, media type -> the file, signed
+    # raises QueueFull when no runner of a stage has a place: before any work, so no frame is drawn in vain
+    check_room: Callable[[], None] = lambda: None
     in_flight: int = field(default=0, init=False)
     draining: bool = field(default=False, init=False)
     _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for
@@ -159,6 +163,7 @@ class Generation:
             raise QueueFull(
                 f"{self.in_flight} requests are being worked on, try again in {wait} seconds", wait
             )
+        self.check_room()
         self.in_flight += 1
         metrics.IN_FLIGHT.inc()
 
@@ -183,9 +188,27 @@ class Generation:
                     if isinstance(drawn, Drawn):
                         frame = drawn.png
                     yield drawn
-        async with aclosing(self.animate(plan, frame)) as events:
+        async with aclosing(self._animate_in_time(plan, frame)) as events:
             async for event in events:
                 yield event
+
+    async def _animate_in_time(self, plan: Plan, frame: bytes) -> AsyncGenerator[Any, None]:
+        """There was room before the frame was drawn: if it is taken since, one waits for another place."""
+        while True:
+            try:
+                async with aclosing(self.animate(plan, frame)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except QueueFull as full:
+                wait = min(full.retry_after, self._left(plan))
+                if wait <= 0:
+                    raise
+            await asyncio.sleep(wait)
+
+    def _left(self, plan: Plan) -> float:
+        """Seconds until the plan is given up."""
+        return min(plan.deadline, self._end) - asyncio.get_running_loop().time()
 
     async def draw(self, plan: Plan) -> AsyncGenerator[Queued | Progress | Drawn, None]:
         """The first stage alone: prompt -> first frame."""
@@ -269,7 +292,7 @@ class Generation:
                         plan.seconds[stage] = line["seconds"]
                         plan.seconds["encode"] += line["encode"]
                         plan.backends[stage] = line["backend"]
-                        plan.weights = line.get("weights")
+                        plan.weights[stage] = line.get("weights")
                         yield line["data"]
                         return
         finally:
@@ -323,4 +346,5 @@ def _job(plan: Plan) -> RunnerJob:
         id=plan.id,
         seconds=max(0.0, plan.deadline - asyncio.get_running_loop().time()),
         detach=plan.detach,
+        begun_elsewhere=plan.begun_elsewhere,
     )

@@ -342,6 +342,6 @@ def _clip_response(clip: Finished) -> Response:
         "X-Backend": ", ".join(f"{stage}={backend}" for stage, backend in clip.backends.items()),
         "Server-Timing": timing,
     }
-    if clip.weights:
-        headers["X-Weights"] = clip.weights
+    if weights := clip.weights.get("video"):
+        headers["X-Weights"] = weights
     return Response(clip.data, media_type=clip.media_type, headers=headers)

@@ -158,6 +158,11 @@ class Rows:
         query = sa.select(JOBS.c.id).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency_key)
         return await self._do(lambda db: db.execute(query).first()) is not None
 
+    async def holder(self, id: str) -> str | None:
+        """The executor that works on the job, or did last."""
+        query = sa.select(JOBS.c.executor).where(JOBS.c.id == id)
+        return await self._do(lambda db: db.execute(query).scalar())
+
     async def claim(self, id: str, executor: str) -> bool:
         """This executor works on the job from now on; an earlier one's `step` is False. False: nobody wants
         it any more."""

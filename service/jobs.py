@@ -72,6 +72,7 @@ class JobEngine:
         self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
         self.executor = uuid.uuid4().hex
         self._running: set[asyncio.Task[Any]] = set()
+        self._taken_over: set[str] = set()  # ids of jobs here that another gateway has worked on
         self._background: list[asyncio.Task[None]] = []
         self._trust_leases_at = 0.0  # time.monotonic
 
@@ -253,6 +254,8 @@ class JobEngine:
                 if row_of(error) is INTERNAL:
                     logger.exception("job %s failed", id)
                 await fail(id, to_dict(error))
+            finally:
+                self._taken_over.discard(id)
 
         return clip
 
@@ -312,7 +315,7 @@ class JobEngine:
         key = f"{id}/clip.{plan.format}"
         await asyncio.to_thread(self.store.put, key, clip.data)
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
-        report |= {"bytes": len(clip.data), "weights": weights}
+        report |= {"bytes": len(clip.data), "weights": _that_ran(weights, plan.weights["video"])}
         if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
             await self._clear_up(id)
             raise _Unwanted
@@ -327,17 +330,20 @@ class JobEngine:
             await asyncio.to_thread(self.store.delete, id)
 
     async def _claim(self, id: str) -> Job:
+        before = await _insist(lambda: self.rows.holder(id))
         if not await _insist(lambda: self.rows.claim(id, self.executor)):
             raise _Unwanted
+        if before not in (None, self.executor):
+            self._taken_over.add(id)
         try:
             return await _insist(lambda: self.rows.get(id))
         except NotFound:
             raise _Unwanted from None
 
     def _plan(self, job: Job) -> Plan:
-        """A gateway that takes the job over finds what the runner does for it by the job's id."""
+        """A gateway that takes the job over finds what a runner does for it by the job's id."""
         plan = self.core.plan(GenerateRequest(**job.request))
-        plan.id, plan.detach = job.id, True
+        plan.id, plan.detach, plan.begun_elsewhere = job.id, True, job.id in self._taken_over
         return plan
 
     async def _patiently(self, id: str, stage: Callable[[], Awaitable[T]]) -> T:
@@ -471,10 +477,22 @@ def _steps(plan: Plan, frame: bytes | None) -> int:
     return options.steps + (options.first_frame_steps if frame is None else 0)
 
 
+def _that_ran(weights: dict[str, Any] | None, sha256: str | None) -> dict[str, Any] | None:
+    """What is known of the weights that a runner has named: the catalog's file, if it is the same; all of it,
+    while the runner hashes its own.
+    """
+    if sha256 is None or (weights and weights["sha256"] == sha256):
+        return weights
+    return {"file": None, "bytes": None, "sha256": sha256, "lineage": {}, "metrics": {}}
+
+
 def _report(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Seconds and backends by stage, added to those of the stage before."""
-    before = before or {"seconds": {}, "backends": {}}
+    before = before or {"seconds": {}, "backends": {}, "first_frame_weights": None}
     seconds = {stage: before["seconds"].get(stage, 0.0) for stage in before["seconds"] | plan.seconds}
     for stage, value in plan.seconds.items():
         seconds[stage] += value
-    return {"seconds": seconds, "backends": before["backends"] | plan.backends}
+    first = plan.weights.get("first_frame") or before.get("first_frame_weights")
+    return {
+        "seconds": seconds, "backends": before["backends"] | plan.backends, "first_frame_weights": first
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """Which weights this service runs, and where each came from: GET /models and a metric."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -66,6 +67,7 @@ def of_job(job: "Job", clip: Path | None) -> dict[str, Any]:
         "model": report.get("model"),
         "weights": report.get("weights"),
         "first_frame": "made" if job.total > asked["steps"] else "uploaded",
+        "first_frame_weights": report.get("first_frame_weights"),
         "backends": report.get("backends", {}),
         "seconds": report.get("seconds", {}),
         "clip": file,
@@ -78,6 +80,14 @@ def hash_weights(catalog: Catalog, model_name: str, found: dict[str, str]) -> No
     for category in catalog.categories.values():
         if (file := _file(model.categories / category.weights)) is not None:
             found[category.name] = sha256_of(file)
+
+
+def sha256_of_files(folder: Path) -> str:
+    """Of a network's file; of several, the hash of their hashes in order of their names."""
+    hashes = [
+        sha256_of(file) for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    ]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _category(model: Model, category: Category) -> dict[str, Any]:

@@ -53,6 +53,12 @@ QUEUE_SECONDS = Histogram(
     ["stage", "outcome"],
     buckets=_SECONDS,
 )
+RUNNERS = Gauge(
+    "huvidpo_runners",
+    "Runners of a stage that this gateway knows, by whether they can take jobs: ready or not_ready.",
+    ["stage", "state"],
+    multiprocess_mode="livesum",
+)
 TURN_SECONDS = Histogram(
     "huvidpo_turn_seconds",
     "Seconds a batch waited while another stage's ran on the same cores.",

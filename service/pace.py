@@ -52,6 +52,10 @@ class Pace:
     def knows_anything(self) -> bool:
         return bool(self._learnt)
 
+    @property
+    def shapes(self) -> set[Hashable]:
+        return {shape for shape, _ in self._learnt}
+
     def learn_step(self, shape: Hashable, size: int, seconds: float, effort: float) -> None:
         """A step of a batch of `size` requests took `seconds`, and `effort` seconds of computing."""
         entry = self._learnt.setdefault((shape, size), _Learnt())

@@ -60,7 +60,10 @@ class Warmable(Protocol):
 
 
 class FirstFrameModel:
-    def __init__(self, pipeline: "FirstFramePipeline"):
+    """`loaded`: SHA-256 of its network, filled in once it is hashed."""
+
+    def __init__(self, pipeline: "FirstFramePipeline", loaded: Mapping[str, str]):
+        self.loaded = loaded
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
         # of its own: a tokenizer serves one thread at a time, and jobs are checked beside the computing one
         self._checking.pipe = copy.copy(pipeline.pipe)
@@ -87,18 +90,18 @@ class FirstFrameModel:
     def warm(self, item: ClipRequest) -> None:
         pass
 
-    def weights(self, item: ClipRequest) -> None:
-        return None  # one network for all categories
+    def weights(self, item: ClipRequest) -> str | None:
+        return self.loaded.get("first_frame")  # one network for all categories
 
     def run(self, items: Sequence[ClipRequest], on_step: OnStep) -> Sequence[np.ndarray | None]:
         return self.pipeline(list(items), on_step=on_step)
 
 
 class VideoModel:
-    """`weights`: SHA-256 of each category's, filled in while hashing goes on."""
+    """`loaded`: SHA-256 of each category's weights, filled in while hashing goes on."""
 
-    def __init__(self, pipeline: "VideoPipeline", weights: Mapping[str, str]):
-        self._weights = weights
+    def __init__(self, pipeline: "VideoPipeline", loaded: Mapping[str, str]):
+        self.loaded = loaded
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
         self._checking.tokenizer = copy.deepcopy(pipeline.tokenizer)  # see FirstFrameModel
         self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
@@ -136,7 +139,7 @@ class VideoModel:
         return self.pipeline.can_share_batch(a[0], b[0])
 
     def weights(self, item: VideoItem) -> str | None:
-        return self._weights.get(item[0].category)
+        return self.loaded.get(item[0].category)
 
     def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
         return self.pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
@@ -166,7 +169,8 @@ def load_first_frame(settings: Settings) -> FirstFrameModel:
 
     place = _placement(settings, "first_frame")
     _take_part(settings, "first_frame", place)
-    return FirstFrameModel(FirstFramePipeline.from_catalog(settings.model, **place))
+    pipeline = FirstFramePipeline.from_catalog(settings.model, **place)
+    return FirstFrameModel(pipeline, _hashed(lambda found: _hash_first_frame(settings.model, found)))
 
 
 def load_video(settings: Settings) -> VideoModel:
@@ -174,23 +178,41 @@ def load_video(settings: Settings) -> VideoModel:
 
     place = _placement(settings, "video")
     part = _take_part(settings, "video", place)
-    weights: dict[str, str] = {}
-    # hashing gigabytes takes a while: nobody waits for it
-    Thread(target=lineage.hash_weights, args=(load_catalog(), settings.model, weights), daemon=True).start()
-    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place), weights)
+    loaded = _hashed(lambda found: lineage.hash_weights(load_catalog(), settings.model, found))
+    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place), loaded)
     model.room = part.requests if part else None
     return model
 
 
+def _hashed(fill: Callable[[dict[str, str]], None]) -> Mapping[str, str]:
+    """What `fill` writes into it: hashing gigabytes takes a while, and nobody waits for it."""
+    found: dict[str, str] = {}
+    Thread(target=fill, args=(found,), daemon=True).start()
+    return found
+
+
+def _hash_first_frame(model: str, found: dict[str, str]) -> None:
+    from huvidpo import hub
+    from huvidpo.catalog import Component
+    from huvidpo.loading import folder_of
+
+    entry = load_catalog().model(model)
+    network = entry.first_frame_unet or Component(entry.first_frame.location, "unet")
+    found["first_frame"] = lineage.sha256_of_files(folder_of(hub.local(network, hub.NETWORK)))
+
+
 def _take_part(settings: Settings, stage: str, place: dict[str, Any]) -> "Part | None":
-    """This runner's part of the GPU that both share. Raises CheckpointError where it does not fit."""
+    """This runner's part of its GPU, which both stages share unless each has its own. Raises CheckpointError
+    where it does not fit.
+    """
     from huvidpo.gpu_memory import take_part
     from huvidpo.loading import device_and_dtype
 
     catalog = load_catalog()
     device, dtype = device_and_dtype(place["device"], place["dtype"])
     entry, categories = catalog.model(settings.model), len(catalog.categories)
-    return take_part(entry, stage, dtype, device, categories=categories, shared=True)
+    shared = settings.device_of("first_frame") == settings.device_of("video")
+    return take_part(entry, stage, dtype, device, categories=categories, shared=shared)
 
 
 def _placement(settings: Settings, stage: str) -> dict[str, Any]:
@@ -199,14 +221,14 @@ def _placement(settings: Settings, stage: str) -> dict[str, Any]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return {
-        "device": settings.device or None,
-        "dtype": _dtype(settings),
+        "device": settings.device_of(stage) or None,
+        "dtype": _dtype(settings, settings.device_of(stage)),
         "backend": settings.backend,
         "on_load": metrics.LOAD_SECONDS.labels(stage).observe,
     }
 
 
-def _dtype(settings: Settings) -> "torch.dtype | None":
+def _dtype(settings: Settings, device: str) -> "torch.dtype | None":
     """The setting, else bfloat16 on a CPU that has instructions for it, and may use them; None: the
     pipeline's choice.
     """
@@ -216,7 +238,7 @@ def _dtype(settings: Settings) -> "torch.dtype | None":
 
     if settings.dtype:
         return getattr(torch, settings.dtype)
-    on_cpu = settings.device == "cpu" or not (settings.device or torch.cuda.is_available())
+    on_cpu = device == "cpu" or not (device or torch.cuda.is_available())
     if not on_cpu or limited_isa():
         return None
     has = torch.cpu.get_capabilities()

@@ -133,6 +133,7 @@ class RunnerJob(BaseModel):
     id: str = Field(default_factory=lambda: uuid4().hex)  # see desk.py
     seconds: float | None = None  # after which nobody wants it any more
     detach: bool = False  # whether it outlasts its reader for a while
+    begun_elsewhere: bool = False  # whether another gateway may have brought it to a runner
 
 
 T = TypeVar("T", bound=BaseModel)

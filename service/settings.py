@@ -19,6 +19,8 @@ class Settings:
 
     model: str = DEFAULT_MODEL  # which model of the catalog to serve
     device: str = ""  # torch device of the runners; empty: CUDA when present, else CPU
+    first_frame_device: str = ""  # of the first frame's runners alone: cuda:1, say; empty: as `device`
+    video_device: str = ""  # of the video's alone
     dtype: str = ""  # float32, float16 or bfloat16; empty: float16 on CUDA; else bfloat16 if the CPU has it
     backend: str = "auto"  # of the UNets, one of huvidpo.config.BACKENDS; auto: the fastest there is
     threads: int = 0  # torch CPU threads per runner; 0: torch's choice
@@ -75,6 +77,10 @@ class Settings:
                 "HUVIDPO_WEBHOOK_SECRET: expected whsec_ and the base64 of 24 bytes or more: "
                 'echo "whsec_$(head -c 32 /dev/urandom | base64)"'
             )
+
+    def device_of(self, stage: str) -> str:
+        """Of "first_frame" or "video"; empty: CUDA when present, else CPU."""
+        return getattr(self, f"{stage}_device") or self.device
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":

@@ -350,11 +350,7 @@ def test_a_dead_runner_is_told_and_does_not_block_the_exit(start_server, random_
     assert problem(response)["code"] == "unavailable"
     assert int(response.headers["retry-after"]) > 0
 
-    started = time.monotonic()
-    ready = server.client.get("/readyz")
-    assert time.monotonic() - started < 15  # 2 seconds when the machine is quiet
-    assert ready.status_code == 503
-    assert problem(ready)["code"] == "not_ready"
+    assert server.client.get("/readyz").status_code == 200  # it accepts jobs, and refuses with a reason
     assert server.client.get("/livez").status_code == 200
     assert (
         server.stop(timeout=60) < 45

@@ -66,7 +66,7 @@ def test_a_backend_that_was_asked_for_is_not_replaced(caplog):
 
 def test_answer_names_the_backends():
     backends = {"first_frame": "openvino", "video": "tensorrt"}
-    response = _clip_response(Finished(b"", "video/mp4", 1, DEFAULT_MODEL, {}, backends, None))
+    response = _clip_response(Finished(b"", "video/mp4", 1, DEFAULT_MODEL, {}, backends, {}))
     assert response.headers["X-Backend"] == "first_frame=openvino, video=tensorrt"
 
 

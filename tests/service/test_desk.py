@@ -1,17 +1,18 @@
 """A runner's desk and the gateway's end of the hop, over real HTTP; jobs that the tests hold back."""
 
 import asyncio
+import json
 import logging
+import socket
 from contextlib import aclosing, asynccontextmanager
-from types import SimpleNamespace
 
 import aiohttp
 import pytest
 import uvicorn
 from ports import free_port
 
-from service import hop, remote
-from service.desk import PREFIX, Desk, DeskDoor
+from service import hop, router
+from service.desk import DESCRIBE, PREFIX, Desk, DeskDoor
 from service.errors import QueueFull, Unavailable, to_dict
 from service.http import Guard
 from service.request_id import REQUEST_ID, TRACE_PARENT
@@ -25,6 +26,13 @@ class Work:
         self.permits = asyncio.Semaphore(0)
         self.begun = self.ended = self.steps = 0
         self.error: Exception | None = None
+        self.report = {
+            "ready": True,
+            "waiting": 0,
+            "queue_size": 4,
+            "queued_seconds": 0.0,
+            "retry_after": 1.0,
+        }
         self.seen: list[tuple[str, str]] = []
 
     async def __call__(self, job):
@@ -165,111 +173,227 @@ def test_what_failed_is_tried_anew_and_lateness_is_told():
 
 @asynccontextmanager
 async def runner(work):
-    """A desk behind the guard on a loopback port, and what stands for BentoML's proxy of it."""
+    """A desk behind the guard on a loopback port, and its address."""
     desk = Desk(work)
-    app = Guard(
-        DeskDoor(lambda *_: None, lambda: desk), max_body=2**20, prefixes=(PREFIX,), reads=hop.MEDIA_TYPE
-    )
+    door = DeskDoor(lambda *_: None, lambda: desk, lambda: work.report)
+    app = Guard(door, max_body=2**20, paths=frozenset({DESCRIBE}), prefixes=(PREFIX,), reads=hop.MEDIA_TYPE)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_level=logging.ERROR))
     serving = asyncio.ensure_future(server.serve())
     await until(lambda: server.started)
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-        yield desk, proxy_of(session)
+    yield desk, f"http://127.0.0.1:{port}"
     server.should_exit = True
     await serving
 
 
-def proxy_of(session):
-    async def get_session():
-        return session
-
-    return SimpleNamespace(
-        to_async=SimpleNamespace(_session_manager=SimpleNamespace(get_session=get_session))
-    )
+@asynccontextmanager
+async def routing(*addresses, **options):
+    routed = router.Router("video", ",".join(addresses), 10, **options)
+    await routed.start()
+    try:
+        yield routed
+    finally:
+        await routed.close()
 
 
 def test_the_hop_carries_who_asks_and_a_reader_that_leaves_ends_the_job():
     async def main():
         work = Work()
-        async with runner(work) as (_, proxy):
+        async with runner(work) as (_, address), routing(address) as routed:
             REQUEST_ID.set("mine")
             TRACE_PARENT.set("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
             work.allow()
-            assert await read(remote.run(proxy, job(), 10)) == WHOLE
+            assert await read(routed(job())) == WHOLE
             assert work.seen == [("mine", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
             for detach in (False, True):
                 before = work.ended
-                await read(remote.run(proxy, job("2", detach=detach), 10), most=1)
+                await read(routed(job("2", detach=detach)), most=1)
                 await until(lambda before=before: work.ended == before + 1)
 
     asyncio.run(main())
 
 
 def test_a_gateway_that_leaves_lets_the_next_one_go_on():
+    """Which finds the runner that has the job, whichever has the least to do."""
+
+    async def main():
+        work, idle = Work(), Work()
+        idle.report["queued_seconds"] = 5.0
+        async with runner(work) as (_, first), runner(idle) as (_, second):
+            async with routing(first, second, leaving=lambda: True) as routed:
+                await read(routed(job(detach=True)), most=1)
+            work.allow()
+            work.report["queued_seconds"] = 10.0
+            async with routing(first, second) as routed:
+                assert await read(routed(job(detach=True, begun_elsewhere=True))) == WHOLE
+        assert (work.begun, idle.begun) == (1, 0)
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def broken(*, accept=False):
+    """A runner that describes itself, and drops every job, or every job once it has accepted it."""
+    asked: list[str] = []
+    report = json.dumps({"ready": True, "waiting": 0, "queue_size": 4, "queued_seconds": 0.0})
+
+    async def answer(reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if head.startswith("GET"):
+            headers = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(report)}"
+            writer.write(f"{headers}\r\nConnection: close\r\n\r\n{report}".encode())
+        else:
+            asked.append(head.split()[1])
+            if accept:
+                line = hop.pack({"event": "accepted", "position": 0, "eta": None})
+                head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                writer.write(head + b"%x\r\n%b\r\n" % (len(line), line))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server:
+        yield f"http://{host}:{port}", asked
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_a_runner_that_is_lost_before_it_accepts(another, monkeypatch):
+    """Another one gets the job; where there is none, it is asked once more."""
+    monkeypatch.setattr(router, "RETRY_SECONDS", 0.0)
+
     async def main():
         work = Work()
-        async with runner(work) as (_, proxy):
-            await read(remote.run(proxy, job(detach=True), 10, leaving=lambda: True), most=1)
-            work.allow()
-            assert await read(remote.run(proxy, job(detach=True), 10)) == WHOLE
-            assert work.begun == 1
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("drops", [1, 2])
-def test_a_runner_that_is_lost_before_it_accepts_is_asked_once_more(drops, monkeypatch):
-    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.0)
-
-    async def main():
-        work, dropped = Work(), 0
+        work.report["queued_seconds"] = 9.0
         work.allow()
-
-        async def drop(reader, writer):
-            writer.close()
-
-        async with runner(work) as (_, proxy):
-            server = await asyncio.start_server(drop, "127.0.0.1", 0)
-            address = server.sockets[0].getsockname()
-            async with server, aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as dropping:
-                good = await proxy.to_async._session_manager.get_session()
-
-                async def get_session():
-                    nonlocal dropped
-                    dropped += 1
-                    return dropping if dropped <= drops else good
-
-                proxy.to_async._session_manager.get_session = get_session
-                if drops == 1:
-                    assert await read(remote.run(proxy, job(), 10)) == WHOLE
-                else:
-                    with pytest.raises(Unavailable):
-                        await read(remote.run(proxy, job(), 10))
-        assert dropped == 2
+        async with (
+            broken() as (bad, asked),
+            runner(work) as (_, good),
+            routing(*([bad, good] if another else [bad])) as routed,
+        ):
+            if another:
+                assert await read(routed(job())) == WHOLE
+            else:
+                with pytest.raises(Unavailable):
+                    await read(routed(job()))
+            assert set(asked) == {"/jobs/1"}
+            assert len(asked) >= (1 if another else 2)  # the client's library may try again by itself
 
     asyncio.run(main())
 
 
-def test_a_runner_that_is_lost_later_is_not_asked_again():
+def test_a_runner_that_is_lost_later_is_not_replaced():
     async def main():
-        asked = 0
+        work = Work()
+        work.report["queued_seconds"] = 9.0
+        async with broken(accept=True) as (bad, asked), runner(work) as (_, good):
+            async with routing(bad, good) as routed:
+                with pytest.raises(Unavailable):
+                    await read(routed(job()))
+            assert (asked, work.begun) == (["/jobs/1"], 0)
 
-        async def accept_and_drop(reader, writer):
-            nonlocal asked
-            asked += 1
-            await reader.readuntil(b"\r\n\r\n")
-            line = hop.pack({"event": "accepted", "position": 0, "eta": None})
-            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-            writer.write(head + b"%x\r\n%b\r\n" % (len(line), line))
-            await writer.drain()
-            writer.close()
+    asyncio.run(main())
 
-        server = await asyncio.start_server(accept_and_drop, "127.0.0.1", 0)
-        address = server.sockets[0].getsockname()
-        async with server, aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as session:
-            with pytest.raises(Unavailable):
-                await read(remote.run(proxy_of(session), job(), 10))
-        assert asked == 1
+
+def test_jobs_go_where_the_least_waits():
+    """What was sent since a runner reported counts; between equals, the one with the category's weights."""
+
+    async def main():
+        busy, free = Work(), Work()
+        busy.report |= {"queued_seconds": 2.5, "seconds_per_job": 1.0}
+        free.report |= {"seconds_per_job": 1.0}
+        async with runner(busy) as (_, first), runner(free) as (_, second), routing(first, second) as routed:
+            for work in (busy, free):
+                work.allow(60)
+            for number in range(5):
+                assert await read(routed(job(str(number)))) == WHOLE
+            assert (busy.begun, free.begun) == (1, 4)  # 2.5 | 0, 1, 2, 3 -> 3.5 | 3
+            busy.report |= {"queued_seconds": 0.0, "weights": {"horse": "5e7"}}
+            for number in range(5, 9):
+                await routed.look()
+                await read(routed(job(str(number))))
+            assert (busy.begun, free.begun) == (5, 4)
+
+    asyncio.run(main())
+
+
+def test_runners_come_go_and_fill_up(monkeypatch):
+    """A name is every address it has; one that is lost from it gets nothing more."""
+
+    async def main():
+        here, there = Work(), Work()
+        async with runner(here) as (_, first), runner(there) as (_, second):
+            ports, found = [int(url.rpartition(":")[2]) for url in (first, second)], []
+            loop = asyncio.get_running_loop()
+
+            async def look_up(host, port, **_):
+                assert (host, port) == ("video.example", 3000)
+                if not found:
+                    raise socket.gaierror("no such name")
+                return [(None, None, None, "", ("127.0.0.1", port)) for port in found]
+
+            monkeypatch.setattr(loop, "getaddrinfo", look_up)
+            monkeypatch.setattr(router, "_session", lambda url: aiohttp.ClientSession(url))
+            real = router.Router._resolve
+
+            async def resolve(self):
+                return {f"http://127.0.0.1:{port}" for port in found} if found else await real(self)
+
+            monkeypatch.setattr(router.Router, "_resolve", resolve)
+            async with routing("http://video.example:3000") as routed:
+                assert not routed.ready
+                with pytest.raises(Unavailable, match="no video runner"):
+                    await read(routed(job()))
+                for work in (here, there):
+                    work.allow(30)
+                found[:] = ports[:1]
+                await routed.look()
+                assert routed.ready
+                await read(routed(job("1")))
+                found[:] = ports[1:]
+                await routed.look()
+                await read(routed(job("2")))
+                assert (here.begun, there.begun) == (1, 1)
+                found.clear()  # nobody knows the name just now: who was known stays
+                await routed.look()
+                assert routed.ready
+                there.report["waiting"] = 4
+                await routed.look()
+                with pytest.raises(QueueFull, match="all video runners are full"):
+                    routed.check_room()
+                there.report["waiting"] = 3
+                await routed.look()
+                routed.check_room()
+
+    asyncio.run(main())
+
+
+def test_a_name_is_looked_up_in_both_families():
+    async def main():
+        routed = router.Router("video", "http://localhost:3000,file:///run/a%20b.sock,tcp://127.0.0.2:9", 10)
+        urls = await routed._resolve()
+        assert {"http://127.0.0.1:3000", "file:///run/a%20b.sock", "http://127.0.0.2:9"} <= urls
+        assert urls <= {
+            "http://127.0.0.1:3000",
+            "http://[::1]:3000",
+            "file:///run/a%20b.sock",
+            "http://127.0.0.2:9",
+        }
+
+    asyncio.run(main())
+
+
+def test_a_runner_says_what_it_is():
+    async def main():
+        async with runner(Work()) as (desk, address), aiohttp.ClientSession(address) as session:
+            async with session.get("/describe") as answer:
+                assert (answer.status, (await answer.json())["ready"]) == (200, True)
+            async with session.head("/jobs/1") as answer:
+                assert answer.status == 404
+            reading = asyncio.ensure_future(read(desk.bring("1", job())))
+            await until(lambda: desk.has("1"))
+            async with session.head("/jobs/1") as answer:
+                assert answer.status == 204
+            reading.cancel()
 
     asyncio.run(main())

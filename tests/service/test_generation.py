@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from huvidpo.errors import Cancelled, InvalidRequest
 from huvidpo.video import decode
 from service import hop, runners
 from service.batching import Batcher, OnStep
-from service.errors import QueueFull, TimedOut, Unavailable
+from service.errors import QueueFull, TimedOut, Unavailable, to_dict
 from service.generation import Finished, Generation, Progress, Queued, Started
 from service.images import to_png
 from service.pace import Work
@@ -36,6 +37,7 @@ class Painter:
     backend: str = "torch"
     on_cpu: bool = False
     max_batch: int | None = None
+    loaded: dict[str, str] = field(default_factory=dict)
 
     def work(self, job) -> Work:
         options = runners.to_clip_request(job).options
@@ -84,12 +86,17 @@ class Rig:
 
         def runner(stage):
             async def run(job):
+                if self.full[stage] > 0:
+                    self.full[stage] -= 1
+                    yield {"event": "error"} | to_dict(QueueFull("full", 1))
+                    return
                 async with aclosing(runners.stream(self.batchers[stage], job, encode[stage])) as lines:
                     async for line in lines:
                         yield hop.unpack(line)
 
             return run
 
+        self.full = Counter[str]()  # stage -> how many jobs more it refuses
         self.core = Generation(self.settings, load_catalog(), runner("first_frame"), runner("video"))
 
     async def events(self, **fields):
@@ -132,7 +139,7 @@ def test_events_of_a_request(rig):
     assert finished.media_type == "video/mp4"
     assert set(finished.seconds) == {"queue", "first_frame", "video", "encode"}
     assert finished.backends == {"first_frame": "torch", "video": "torch"}
-    assert finished.weights == "5e7"
+    assert finished.weights["video"] == "5e7"
     frames, fps = decode(finished.data)
     assert frames.shape == (16, 64, 64, 3)
     assert fps == 8
@@ -246,6 +253,27 @@ def test_in_flight_requests_are_bounded():
 
     assert isinstance(asyncio.run(main())[-1], Finished)
     rig.close()
+
+
+def test_a_place_that_is_lost_after_the_frame_was_drawn_is_waited_for(rig):
+    rig.full["video"] = 2
+    events = asyncio.run(rig.events(steps=1))
+    assert isinstance(events[-1], Finished)
+    assert len(rig.painters["first_frame"].seen) == 1
+    rig.full["first_frame"] = 1  # nothing is drawn yet: the client is told
+    with pytest.raises(QueueFull):
+        asyncio.run(rig.events(steps=1))
+
+
+def test_no_frame_is_drawn_for_a_clip_that_has_no_place(rig):
+    def full():
+        raise QueueFull("all video runners are full", 7)
+
+    rig.core.check_room = full
+    with pytest.raises(QueueFull) as refused:
+        asyncio.run(rig.events(steps=1))
+    assert refused.value.retry_after == 7
+    assert not rig.painters["first_frame"].seen
 
 
 def test_requests_that_take_too_long_are_given_up():

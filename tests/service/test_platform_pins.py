@@ -1,4 +1,4 @@
-"""The work-arounds in service/app.py and service/remote.py lean on BentoML's private parts: they are checked
+"""The work-arounds in service/app.py and service/router.py lean on BentoML's private parts: they are checked
 here, and a new version has to be looked at before the pins move.
 """
 
@@ -23,11 +23,9 @@ def test_versions_the_work_arounds_were_made_for(package, pinned):
 
 
 def test_private_parts_are_where_we_use_them():
-    from _bentoml_impl.client.proxy2 import AsyncClient, RemoteProxy, SessionManager
+    from _bentoml_sdk.service.dependency import Dependency
 
-    assert inspect.iscoroutinefunction(SessionManager.get_session)
-    assert "_session_manager" in inspect.getsource(AsyncClient.__init__)
-    assert isinstance(inspect.getattr_static(RemoteProxy, "to_async"), property)
+    assert "BentoMLContainer.remote_runner_mapping" in inspect.getsource(Dependency.get)
 
 
 def test_the_arbiter_can_be_told_whom_to_stop_first():
@@ -42,8 +40,6 @@ def test_services_are_configured_with_the_cures():
     from service.app import FirstFrameRunner, Gateway, VideoRunner
 
     for runner in (FirstFrameRunner, VideoRunner):
-        assert runner.config["runner_connection"]["max_requests"] >= 10**9
-        assert runner.config["runner_connection"]["max_age"] >= 1e9
         assert runner.config["workers"] == 1
         assert not runner.apis
     assert Gateway.config["runner_probe"] == {"enabled": False}
@@ -54,7 +50,7 @@ def test_gateway_imports_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, service.app, service.http, service.remote; assert 'torch' not in sys.modules"
+    code = "import sys, service.app, service.http, service.router; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

@@ -1,0 +1,283 @@
+"""The gateway's end of the hop: all runners of a stage, and to which of them a job goes.
+
+BentoML knows one address of a service. Here it may be several, by commas, and a name is every address that it
+has, looked up again and again: a headless Service's are its pods. Each runner says what waits in it (GET
+/describe of desk.py); a job goes where the least does. One that does not answer gets nothing until it does.
+
+BentoML's own client (1.4.39) sends pickle or JSON only, and does not close a stream whose reader stops: the
+responses are closed here, so the runner notices and drops the job.
+"""
+
+import asyncio
+import logging
+import random
+import socket
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+
+from service import hop, metrics
+from service.errors import QueueFull, Unavailable
+from service.request_id import REQUEST_ID, TRACE_PARENT
+from service.schemas import RunnerJob
+
+logger = logging.getLogger(__name__)
+LOOK_SECONDS = 1.0  # between two looks at the names, and at what waits in each runner
+ANSWER_SECONDS = 2.0  # that a runner has to describe itself
+UNKNOWN_SECONDS = 1.0  # of work in a job, where the runner has not learnt yet
+ALIVE_SECONDS = 10.0  # between two signs of life: a third of the lease of desk.py
+RETRY_SECONDS = 0.2
+WITHDRAW_SECONDS = 2.0
+KEPT_PLACES = 10_000  # jobs that were left at a runner, of which it is known at which
+LOST = (aiohttp.ClientError, OSError, asyncio.IncompleteReadError)  # a TimeoutError is an OSError
+
+
+@dataclass(eq=False)
+class _Peer:
+    """A runner. `report`: what it said of itself when it was asked last; None if that was nothing."""
+
+    url: str
+    session: aiohttp.ClientSession
+    report: dict[str, Any] | None = None
+    sent: float = 0.0  # seconds of work sent there since
+    jobs: int = 0  # of this gateway that are there
+
+    @property
+    def ready(self) -> bool:
+        return self.report is not None and self.report["ready"]
+
+    @property
+    def full(self) -> bool:
+        return self.report is not None and self.report["waiting"] >= self.report["queue_size"]
+
+    def cost(self, job: RunnerJob) -> tuple[float, bool, float]:
+        """What to be least in: seconds of work before the job, then whether its category's weights are not
+        there. Runners that are equal are drawn from.
+        """
+        report = self.report or {}
+        there = job.category in report.get("weights", ())
+        return report.get("queued_seconds", 0.0) + self.sent, not there, random.random()
+
+    def take(self) -> None:
+        self.jobs += 1
+        self.sent += (self.report or {}).get("seconds_per_job") or UNKNOWN_SECONDS
+
+
+class Router:
+    """The runners of `stage`, at `addresses`. `start` before, and `close` after, on the event loop.
+
+    A runner that does not accept a job within `accept_timeout` seconds counts as lost. `leaving`: whether
+    this gateway is, and leaves jobs with `detach` to the next one.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        addresses: str,
+        accept_timeout: float,
+        leaving: Callable[[], bool] = lambda: False,
+    ):
+        self.stage, self.accept_timeout, self._leaving = stage, accept_timeout, leaving
+        self._addresses = addresses.split(",")
+        self._peers: dict[str, _Peer] = {}
+        self._places: OrderedDict[str, str] = OrderedDict()  # id of a job -> URL of the runner that has it
+        self._looking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.look()
+        self._looking = asyncio.create_task(self._look_forever())
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        for peer in self._peers.values():
+            await peer.session.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a runner can take jobs."""
+        return any(peer.ready for peer in self._peers.values())
+
+    def check_room(self) -> None:
+        """Raises QueueFull when the queue of every runner is full, with the seconds until one has a place."""
+        ready = [peer for peer in self._peers.values() if peer.ready]
+        if ready and all(peer.full for peer in ready):
+            wait = min(peer.report["retry_after"] for peer in ready if peer.report)
+            wait = max(1, round(wait * random.uniform(1.0, 1.25)))
+            raise QueueFull(f"all {self.stage} runners are full, try again in {wait} seconds", wait)
+
+    async def __call__(self, job: RunnerJob) -> AsyncGenerator[dict[str, Any], None]:
+        """The messages of `runners.stream` for `job`. A runner that is lost before it has accepted the job is
+        replaced by another one, or asked a second time: it does a job once.
+
+        Closing the generator cancels the job; one with `detach` is left to whoever brings it again if the
+        gateway is leaving. Raises Unavailable when there is no runner, or it goes away.
+        """
+        accepted, tried = False, list[_Peer]()
+        while True:
+            peer = await self._choose(job, tried)
+            tried.append(peer)
+            peer.take()
+            try:
+                async with aclosing(self._bring(peer, job)) as messages:
+                    async for message in messages:
+                        accepted = True
+                        yield message
+                self._places.pop(job.id, None)
+                return
+            except LOST as error:
+                peer.report = None  # until it answers
+                if accepted or len(tried) > 1 or isinstance(error, TimeoutError):
+                    unavailable = "a runner is starting or restarting, try again in a few seconds"
+                    raise Unavailable(unavailable) from error
+            except (GeneratorExit, asyncio.CancelledError):
+                if job.detach and not self._leaving():
+                    await self._withdraw(peer, job.id)
+                raise
+            finally:
+                peer.jobs -= 1
+            await asyncio.sleep(RETRY_SECONDS)
+
+    # --- which one ---
+
+    async def _choose(self, job: RunnerJob, tried: Collection[_Peer]) -> _Peer:
+        """Where the job is, if it is anywhere; else where the least waits. Raises Unavailable."""
+        peers = [peer for peer in self._peers.values() if peer not in tried] or list(self._peers.values())
+        if not peers:
+            raise Unavailable(f"there is no {self.stage} runner, try again in a few seconds")
+        if job.id not in self._places and job.begun_elsewhere:
+            await self._find(job.id)
+        known = self._peers.get(self._places.get(job.id, ""))
+        peer = known if known in peers and known.report else min(
+            [peer for peer in peers if peer.ready] or peers, key=lambda peer: peer.cost(job)
+        )  # fmt: skip
+        if job.detach:
+            self._places[job.id] = peer.url
+            if len(self._places) > KEPT_PLACES:
+                self._places.popitem(last=False)
+        return peer
+
+    async def _find(self, id: str) -> None:
+        """Asks all runners for a job that another gateway may have brought to one of them."""
+
+        async def has(peer: _Peer) -> bool:
+            with suppress(*LOST):
+                async with asyncio.timeout(ANSWER_SECONDS), peer.session.head(_path(id)) as response:
+                    return response.status == 204
+            return False
+
+        peers = list(self._peers.values())
+        for peer, there in zip(peers, await asyncio.gather(*map(has, peers)), strict=True):
+            if there:
+                self._places[id] = peer.url
+
+    # --- what there is ---
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.look()
+            except Exception:
+                logger.exception("looking for %s runners failed, it is tried again", self.stage)
+
+    async def look(self) -> None:
+        """Who there is now, and how each is."""
+        urls = await self._resolve()
+        for url in urls - self._peers.keys():
+            self._peers[url] = _Peer(url, _session(url))
+        for peer in [peer for url, peer in self._peers.items() if url not in urls]:
+            peer.report = None
+            if not peer.jobs:
+                del self._peers[peer.url]
+                await peer.session.close()
+        await asyncio.gather(*(_ask(peer) for url, peer in self._peers.items() if url in urls))
+        ready = sum(peer.ready for peer in self._peers.values())
+        metrics.RUNNERS.labels(self.stage, "ready").set(ready)
+        metrics.RUNNERS.labels(self.stage, "not_ready").set(len(self._peers) - ready)
+
+    async def _resolve(self) -> set[str]:
+        """Every address of every name. One that cannot be looked up just now keeps those it had."""
+        urls = set[str]()
+        for address in self._addresses:
+            parts = urlsplit(address)
+            if parts.scheme == "file":
+                urls.add(address)
+                continue
+            loop, port = asyncio.get_running_loop(), parts.port or 80
+            try:
+                found = await loop.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                logger.warning("%s: %s", parts.hostname, error.strerror)
+                urls |= self._peers.keys()
+                continue
+            for *_, (host, *_rest) in found:
+                urls.add(f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}")
+        return urls
+
+    # --- the hop ---
+
+    async def _bring(self, peer: _Peer, job: RunnerJob) -> AsyncGenerator[dict[str, Any], None]:
+        headers = {"Content-Type": hop.MEDIA_TYPE, "X-Request-Id": REQUEST_ID.get()}
+        if trace_parent := TRACE_PARENT.get():
+            headers["traceparent"] = trace_parent
+        async with asyncio.timeout(self.accept_timeout):
+            response = await peer.session.put(_path(job.id), data=hop.pack_job(job), headers=headers)
+        try:
+            if response.status != 200:
+                raise RuntimeError(f"the runner answered {response.status}: {(await response.text())[:500]}")
+            async with _signs_of_life(peer, job.id):
+                async for message in hop.messages(response.content):
+                    yield message
+        finally:
+            response.close()
+
+    async def _withdraw(self, peer: _Peer, id: str) -> None:
+        self._places.pop(id, None)
+        with suppress(*LOST):
+            async with asyncio.timeout(WITHDRAW_SECONDS):
+                (await peer.session.delete(_path(id))).release()
+
+
+async def _ask(peer: _Peer) -> None:
+    """Raises nothing: a runner that does not describe itself is not used."""
+    report = None
+    with suppress(*LOST, ValueError):
+        async with asyncio.timeout(ANSWER_SECONDS), peer.session.get("/describe") as response:
+            if response.status == 200:
+                report = await response.json()
+    peer.report, peer.sent = report, 0.0
+
+
+def _session(url: str) -> aiohttp.ClientSession:
+    """Of one runner: as many connections as there are jobs, kept for the next one."""
+    timeout, parts = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER_SECONDS), urlsplit(url)
+    if parts.scheme == "file":
+        socket_ = aiohttp.UnixConnector(unquote(parts.path), limit=0)
+        return aiohttp.ClientSession("http://runner", connector=socket_, timeout=timeout)
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+
+
+@asynccontextmanager
+async def _signs_of_life(peer: _Peer, id: str) -> AsyncIterator[None]:
+    async def signs() -> None:
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            with suppress(*LOST):
+                (await peer.session.post(_path(id))).release()
+
+    task = asyncio.ensure_future(signs())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _path(id: str) -> str:
+    return f"/jobs/{id}"
