@@ -13,6 +13,7 @@ what differs.
 import dataclasses
 import functools
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,13 +32,26 @@ _SECTIONS = ("models", "categories", "styles")
 _Entry = TypeVar("_Entry")
 
 
+def _commit(revision: str) -> str:
+    if not re.fullmatch(r"([0-9a-f]{40})?", revision):
+        raise ValueError("which is not a commit of 40 hex digits: names of branches and tags move")
+    return revision
+
+
 @raises(CatalogError)
 @dataclass(frozen=True, config=STRICT)
 class Component:
-    """Where one part of a model lives: `location` is an absolute folder or a hub id."""
+    """Where one part of a model lives: `location` is an absolute folder or a hub id. `revision`: the commit of
+    that repository, 40 hex digits, which is fetched whatever comes later; empty: its newest.
+    """
 
     location: str
     subfolder: str = ""
+    revision: Annotated[str, AfterValidator(_commit)] = ""
+
+    def within(self, subfolder: str) -> "Component":
+        """Another part of the same."""
+        return Component(self.location, subfolder, self.revision)
 
     @classmethod
     def at(cls, where: str | Path, subfolder: str = "") -> "Component":
@@ -47,14 +61,16 @@ class Component:
 
 
 def _component(entry: Any) -> Any:
-    """A part as a file writes it, { path or repo, subfolder }, as a Component."""
+    """A part as a file writes it, { path or repo, subfolder, revision }, as a Component."""
     if not isinstance(entry, dict):
         return entry
     where = {**entry}
     if "repo" in where:
         repo = check("repo", where.pop("repo"), str, CatalogError)
         mirror = _weights_folder() / repo
-        return Component(str(mirror) if mirror.is_dir() else repo, **where)
+        if mirror.is_dir():  # whatever commit it is a copy of
+            return Component(str(mirror), **(where | {"revision": ""}))
+        return Component(repo, **where)
     path = check("path", where.pop("path", None), str, CatalogError)
     return Component(str(_local(path)), **where)
 

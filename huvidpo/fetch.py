@@ -4,7 +4,8 @@ python -m huvidpo.fetch --model sd14
 python -m huvidpo.fetch --model sd14 --dtype float32 --stage video
 
 What is there whole is not fetched again, and a file that was cut off goes on. The files come into the hub's
-cache (HF_HUB_CACHE); serve with HF_HUB_OFFLINE=1 from then on.
+cache (HF_HUB_CACHE); serve with HF_HUB_OFFLINE=1 from then on. --check reads all of it, years later too, and holds
+it against the hashes it came with.
 """
 
 import argparse
@@ -13,10 +14,10 @@ from collections.abc import Sequence
 
 import torch
 
-from huvidpo import command
+from huvidpo import command, hub
 from huvidpo.catalog import load_catalog
 from huvidpo.config import PRECISIONS
-from huvidpo.loading import fetch
+from huvidpo.loading import fetch, parts_of
 
 STAGES = ("first_frame", "video")
 
@@ -36,10 +37,25 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--model", required=True, help="one of: " + ", ".join(catalog.models))
     parser.add_argument("--dtype", choices=PRECISIONS, default="float16", help="that it will be served in")
     parser.add_argument("--stage", choices=STAGES, action="append", help="default: both")
+    parser.add_argument("--check", action="store_true", help="read everything that is here, too")
     args = parser.parse_args(arguments)
-    fetch(catalog.model(args.model), getattr(torch, args.dtype), args.stage or STAGES)
+    model, dtype, wanted = catalog.model(args.model), getattr(torch, args.dtype), args.stage or STAGES
+    fetch(model, dtype, wanted)
+    parts = parts_of(model, dtype, wanted)
+    for repo, commit in sorted(unpinned(parts).items()):
+        print(
+            f'{repo}: newest commit taken; to keep it, write revision = "{commit}" beside its repo in the catalog'
+        )
+    if args.check:
+        print(f"{args.model}: {hub.check(parts)} files of weights are as the hub has them")
     print(f"{args.model}: everything is here")
     return 0
+
+
+def unpinned(parts: Sequence[hub.Part]) -> dict[str, str]:
+    """Repository -> the commit that is here, of those whose parts name none."""
+    free = {part.source.location: part for part in parts if part.remote and not part.source.revision}
+    return {repo: commit for repo, part in free.items() if (commit := hub.commit_of(part))}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Parts of models on the model hub: only the files that are needed, their size said before they are fetched.
 
 `local` gives where a part lies on this machine. What is in the hub's cache whole is taken from there without
-asking anybody; what is not is fetched, with a bar for each file.
+asking anybody; what is not is fetched, with a bar for each file. Files of networks lie there under the hash the
+hub gave them: what comes is held against it, and `check` does that for what came long ago.
 """
 
 import logging
@@ -17,6 +18,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from huvidpo.catalog import Component
 from huvidpo.errors import CheckpointError
+from huvidpo.files import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 WORTH_SAYING = 10**7  # bytes: what is smaller is there before it is read
 
 
@@ -49,6 +52,15 @@ class Part:
         return "/".join(filter(None, (self.source.location, self.source.subfolder)))
 
 
+@dataclass(frozen=True)
+class File:
+    """Of a repository; `revision` as a Component's."""
+
+    repo: str
+    name: str
+    revision: str
+
+
 def local(source: Component, holds: str, half: bool = False) -> Component:
     """`source` as a folder of this machine, fetched if need be. Raises CheckpointError as `fetch`."""
     part = Part(source, holds, half)
@@ -67,7 +79,7 @@ def fetch(parts: Sequence[Part], say: Callable[[str], None] = logger.warning) ->
     Raises CheckpointError, in one sentence, for parts that are not whole in the cache while the hub cannot be
     asked, that the hub has not, and for a disk that does not hold them.
     """
-    wanted: dict[tuple[str, str], int] = {}
+    wanted: dict[File, int] = {}
     for part in parts:
         wanted |= _missing(part)
     total, cache = sum(wanted.values()), Path(constants.HF_HUB_CACHE)
@@ -78,26 +90,52 @@ def fetch(parts: Sequence[Part], say: Callable[[str], None] = logger.warning) ->
                 f"{total / 1e9:.1f} GB are to be fetched from the hub, and {cache} has room for "
                 f"{free / 1e9:.1f} GB: make room, or set HF_HOME to a folder on another disk"
             )
-        repos = ", ".join(sorted({repo for repo, _ in wanted}))
+        repos = ", ".join(sorted({file.repo for file in wanted}))
         say(f"fetching {total / 1e9:.1f} GB in {len(wanted)} files from {repos} into {cache}, once")
     silent = are_progress_bars_disabled()
     try:
         enable_progress_bars()  # transformers switches them off for everybody when it is told to be quiet
-        for repo, name in wanted:
-            _download(repo, name)
+        for file in wanted:
+            _download(file)
     finally:
         if silent:
             disable_progress_bars()
 
 
-def _missing(part: Part) -> dict[tuple[str, str], int]:
-    """(repository, file) -> bytes of what is to be fetched for a part."""
+def check(parts: Sequence[Part]) -> int:
+    """Reads every file of `parts` in the hub's cache: how many it held against the hash the hub gave them.
+    Raises CheckpointError for one that is damaged, which is removed, so that the next `fetch` has it anew.
+    """
+    checked = 0
+    for part in parts:
+        root = cached(part) if part.remote else None
+        for name in needed(part, _files(part, root)) if root else ():
+            checked += _intact(root / name)
+    return checked
+
+
+def _intact(file: Path) -> bool:
+    """Whether its hash is known; of the large ones, which the hub stores by their SHA-256, it is."""
+    stored = file.resolve()
+    if not _SHA256.fullmatch(stored.name):
+        return False
+    if hash_file(stored) == stored.name:
+        return True
+    file.unlink()
+    stored.unlink(missing_ok=True)
+    raise CheckpointError(
+        f"{file} is not what the hub holds: it was damaged, and is removed now; fetch it again"
+    )
+
+
+def _missing(part: Part) -> dict[File, int]:
+    """Bytes of what is to be fetched for a part."""
     repo, there = part.source.location, part.remote and cached(part)
     # float16 for a network that wants better is second best: the hub may have it in full
     if not part.remote or (there and (part.half or not _only_half(part, there))):
         return {}
     try:
-        sizes = {file.rfilename: file.size or 0 for file in _list(repo)}
+        sizes = {file.rfilename: file.size or 0 for file in _list(part.source)}
     except Exception as error:  # offline, no such repository, no right to it, ...
         if there:
             return {}
@@ -105,7 +143,8 @@ def _missing(part: Part) -> dict[tuple[str, str], int]:
     names = needed(part, sizes)
     if not names:
         raise CheckpointError(f"{part} on the hub has no files of {part.holds}: name another in the catalog")
-    return {(repo, name): sizes[name] for name in names if not _is_cached(part, name)}
+    files = [File(repo, name, part.source.revision) for name in names if not _is_cached(part, name)]
+    return {file: sizes[file.name] for file in files}
 
 
 def _only_half(part: Part, root: Path) -> bool:
@@ -120,7 +159,7 @@ def cached(part: Part) -> Path | None:
     """The snapshot in the hub's cache that holds the part whole, or None."""
     marks = {NETWORK: ("config.json",), TOKENIZER: TOKENIZER_FILES}
     for name in marks.get(part.holds, (part.holds,)):
-        found = try_to_load_from_cache(part.source.location, _path(part, name))
+        found = _in_cache(part, _path(part, name))
         if isinstance(found, str):
             root = Path(found).parents[len(Path(_path(part, name)).parts) - 1]
             return root if needed(part, _files(part, root)) else None
@@ -171,7 +210,11 @@ def _path(part: Part, name: str) -> str:
 
 
 def _is_cached(part: Part, name: str) -> bool:
-    return isinstance(try_to_load_from_cache(part.source.location, name), str)
+    return isinstance(_in_cache(part, name), str)
+
+
+def _in_cache(part: Part, name: str) -> Any:
+    return try_to_load_from_cache(part.source.location, name, revision=part.source.revision or None)
 
 
 def _there(folder: Path) -> Path:
@@ -179,15 +222,24 @@ def _there(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
-def _list(repo: str) -> list[Any]:
-    return HfApi().model_info(repo, files_metadata=True, timeout=20).siblings or []
+def _list(source: Component) -> list[Any]:
+    revision = source.revision or None
+    info = HfApi().model_info(source.location, revision=revision, files_metadata=True, timeout=20)
+    return info.siblings or []
 
 
-def _download(repo: str, name: str) -> None:
+def _download(file: File) -> None:
     try:
-        hf_hub_download(repo, name)
+        path = hf_hub_download(file.repo, file.name, revision=file.revision or None)
     except Exception as error:
-        raise CheckpointError(_unreachable(f"{repo}/{name}", repo, error)) from error
+        raise CheckpointError(_unreachable(f"{file.repo}/{file.name}", file.repo, error)) from error
+    _intact(Path(path))
+
+
+def commit_of(part: Part) -> str | None:
+    """The commit of the repository that the cache has it of."""
+    root = cached(part) if part.remote else None
+    return root.name if root else None
 
 
 def _unreachable(what: str, repo: str, error: Exception) -> str:

@@ -142,14 +142,14 @@ def load_first_frame_pipe(model: Model, device: torch.device, dtype: torch.dtype
     Raises CheckpointError as `load_part`, and for a pipeline of another class.
     """
     whole, encoders = model.first_frame, first_frame_encoders(model)
-    folders = {name: Component(whole.location, name) for name in ("vae", "unet", "scheduler")}
+    folders = {name: whole.within(name) for name in ("vae", "unet", "scheduler")}
     parts: dict[str, Any] = {
         "vae": load_vae(folders["vae"], device, dtype),
         "unet": load_part(UNet2DConditionModel, model.first_frame_unet or folders["unet"], dtype),
     }
     for number, kind in encoders.items():
-        encoder = load_part(kind, Component(whole.location, f"text_encoder{number}"), dtype)
-        tokenizer = load_tokenizer(Component(whole.location, f"tokenizer{number}"), encoder)
+        encoder = load_part(kind, whole.within(f"text_encoder{number}"), dtype)
+        tokenizer = load_tokenizer(whole.within(f"tokenizer{number}"), encoder)
         parts |= {f"text_encoder{number}": encoder, f"tokenizer{number}": tokenizer}
     for name in ("unet", *(f"text_encoder{number}" for number in encoders)):
         to_device(parts[name], device)
@@ -184,26 +184,32 @@ def first_frame_encoders(model: Model) -> dict[str, Any]:
 
 def fetch(model: Model, dtype: torch.dtype, stages: Sequence[str] = ("first_frame", "video")) -> None:
     """Have what `stages` of `model` need from the hub on this machine, the size of it all said first. Raises
-    CheckpointError as `hub.fetch`. The video UNet comes in full precision: its hash is what weights of
-    categories are of.
+    CheckpointError as `hub.fetch`.
+    """
+    hub.fetch(parts_of(model, dtype, stages))
+
+
+def parts_of(model: Model, dtype: torch.dtype, stages: Sequence[str]) -> list[hub.Part]:
+    """What `stages` of `model` need. The video UNet in full precision: its hash is what weights of categories
+    are of.
     """
     half = is_half(dtype)
     parts: list[hub.Part] = []
     if "first_frame" in stages:
-        where = model.first_frame.location
-        for number in first_frame_encoders(model) if not Path(where).is_absolute() else ():
-            parts.append(hub.Part(Component(where, f"text_encoder{number}"), hub.NETWORK, half))
-            parts.append(hub.Part(Component(where, f"tokenizer{number}"), hub.TOKENIZER))
-        parts.append(hub.Part(model.first_frame_unet or Component(where, "unet"), hub.NETWORK, half))
-        parts += _vae_parts(Component(where, "vae"), dtype)
-        parts.append(hub.Part(Component(where, "scheduler"), DDIMScheduler.config_name))
+        where = model.first_frame
+        for number in first_frame_encoders(model) if not Path(where.location).is_absolute() else ():
+            parts.append(hub.Part(where.within(f"text_encoder{number}"), hub.NETWORK, half))
+            parts.append(hub.Part(where.within(f"tokenizer{number}"), hub.TOKENIZER))
+        parts.append(hub.Part(model.first_frame_unet or where.within("unet"), hub.NETWORK, half))
+        parts += _vae_parts(where.within("vae"), dtype)
+        parts.append(hub.Part(where.within("scheduler"), DDIMScheduler.config_name))
     if "video" in stages:
         parts.append(hub.Part(model.video_unet, hub.NETWORK))
         parts.append(hub.Part(model.video_text_encoder, hub.NETWORK, half))
         parts.append(hub.Part(model.video_tokenizer, hub.TOKENIZER))
         parts += _vae_parts(model.video_vae, dtype)
         parts.append(hub.Part(model.video_scheduler, DDIMScheduler.config_name))
-    hub.fetch(parts)
+    return parts
 
 
 def _vae_parts(source: Component, dtype: torch.dtype) -> list[hub.Part]:

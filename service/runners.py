@@ -193,11 +193,10 @@ def _hashed(fill: Callable[[dict[str, str]], None]) -> Mapping[str, str]:
 
 def _hash_first_frame(model: str, found: dict[str, str]) -> None:
     from huvidpo import hub
-    from huvidpo.catalog import Component
     from huvidpo.loading import folder_of
 
     entry = load_catalog().model(model)
-    network = entry.first_frame_unet or Component(entry.first_frame.location, "unet")
+    network = entry.first_frame_unet or entry.first_frame.within("unet")
     found["first_frame"] = lineage.sha256_of_files(folder_of(hub.local(network, hub.NETWORK)))
 
 

@@ -35,7 +35,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/"):
-            folder = self.server.repos.get(path.removeprefix("/api/models/"))
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            folder = self.server.repos.get(repo) if revision in ("", "main", COMMIT) else None
             if folder is None:
                 return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             files = [file for file in folder.rglob("*") if file.is_file()]
@@ -52,7 +53,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, path: str, body: bool) -> None:
         repo, _, rest = path[1:].partition("/resolve/")
-        name = rest.partition("/")[2]
+        revision, _, name = rest.partition("/")
+        if revision not in ("main", COMMIT):
+            return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         file = self.server.repos.get(repo, Path("/nowhere")) / name
         if not file.is_file():
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})

@@ -98,7 +98,7 @@ def call_decoder(module: Any, z: Tensor) -> Tensor:
 
 
 def _part(model: Model, name: str) -> Component:
-    return Component(model.first_frame.location, name)
+    return model.first_frame.within(name)
 
 
 LATENT = Port("sample", "real", ("batch", "channels", "height", "width"))

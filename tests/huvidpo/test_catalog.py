@@ -12,6 +12,11 @@ from huvidpo.errors import CatalogError, InvalidRequest
 
 CATEGORIES = ["waterfall", "smile", "fireworks", "horse", "guitar", "birds", "helicopter", "rain"]
 STYLES = ["realistic", "pixel-art", "claymation", "cartoon"]
+PINNED = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
+    "CompVis/stable-diffusion-v1-4": "133a221b8aa7292a167afc5127cb63fb5005638b",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+}
 
 
 OF_FIRST_FRAMES = ("name", "description", "recipes", "defaults", "gpu_gib")  # fields that also speak of them
@@ -56,8 +61,8 @@ def test_the_papers_ablation_differs_in_its_first_frames_alone() -> None:
     }
     for name, (first, unet) in drawn_by.items():
         model, sd14 = models[name], models["sd14"]
-        assert model.first_frame_unet == Component(unet, "unet")
-        assert model.first_frame == Component(first)
+        assert model.first_frame_unet == Component(unet, "unet", PINNED.get(unet, ""))
+        assert model.first_frame == Component(first, "", PINNED[first])
         for field in dataclasses.fields(model):
             if not field.name.startswith("first_frame") and field.name not in OF_FIRST_FRAMES:
                 same = getattr(model, field.name), getattr(sd14, field.name)
@@ -69,9 +74,15 @@ def test_the_papers_ablation_differs_in_its_first_frames_alone() -> None:
     assert sd15.first_frame_unet == models["sd14"].first_frame_unet
     assert sd15.categories != models["sd14"].categories
     for part in ("unet", "scheduler", "text_encoder", "tokenizer", "vae"):
-        assert getattr(sd15, f"video_{part}") == Component(
-            "stable-diffusion-v1-5/stable-diffusion-v1-5", part
-        )
+        repo = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        assert getattr(sd15, f"video_{part}") == Component(repo, part, PINNED[repo])
+
+
+def test_a_repository_is_pinned_to_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Component("we/first", "unet", "a" * 40)
+    assert part.within("vae") == Component("we/first", "vae", "a" * 40)
+    with pytest.raises(CatalogError, match="names of branches and tags move"):
+        Component("we/first", "unet", "main")
 
 
 def test_local_mirror_of_hub_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

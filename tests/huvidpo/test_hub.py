@@ -1,12 +1,13 @@
 """What is fetched from the model hub, and what is said, by the hub's own client from a small hub."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from hub import FakeHub, fake_hub
+from hub import COMMIT, FakeHub, fake_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file, save_file
@@ -129,6 +130,42 @@ def test_what_the_hub_has_not_and_the_disk_cannot_hold(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(CheckpointError, match=r"0\.0 GB are to be fetched .* set HF_HOME"):
         hub.local(Component("we/video", "unet"), NETWORK)
+
+
+def test_a_pinned_repository_gives_that_commit_or_nothing(the_hub: FakeHub) -> None:
+    here = hub.local(Component("we/video", "unet", COMMIT), NETWORK)
+    assert Path(here.location).name == COMMIT
+    asked = len(the_hub.asked)
+    assert hub.local(Component("we/video", "unet", COMMIT), NETWORK) == here
+    assert len(the_hub.asked) == asked
+    with pytest.raises(CheckpointError, match="we/video/unet is not whole"):
+        hub.local(Component("we/video", "unet", "2" * 40), NETWORK)
+
+
+def test_what_is_damaged_in_the_cache_is_found_and_fetched_anew(
+    the_hub: FakeHub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "far", "--dtype", "float32", "--stage", "video", "--check"]
+    assert fetch_model.main(arguments) == 0
+    said = capfd.readouterr().out
+    assert f'we/video: newest commit taken; to keep it, write revision = "{COMMIT}"' in said
+    assert re.search(r"far: \d+ files of weights are as the hub has them", said)
+    unet = next((tmp_path / "cache").rglob(f"unet/{UNET}"))
+    whole = unet.read_bytes()
+    unet.resolve().write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit
+    assert fetch_model.main(arguments) == 2
+    assert "is not what the hub holds: it was damaged, and is removed now" in capfd.readouterr().err
+    assert fetch_model.main(arguments) == 0
+    assert next((tmp_path / "cache").rglob(f"unet/{UNET}")).read_bytes() == whole
+
+
+def test_what_comes_damaged_is_not_kept(
+    the_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hash_file", lambda path: "0" * 64)
+    with pytest.raises(CheckpointError, match="is not what the hub holds"):
+        hub.local(Component("we/video", "unet"), NETWORK)
+    assert not list((tmp_path / "cache").rglob(UNET))
 
 
 @pytest.mark.parametrize(
