@@ -41,8 +41,8 @@ def _commit(revision: str) -> str:
 @raises(CatalogError)
 @dataclass(frozen=True, config=STRICT)
 class Component:
-    """Where one part of a model lives: `location` is an absolute folder or a hub id. `revision`: the commit of
-    that repository, 40 hex digits, which is fetched whatever comes later; empty: its newest.
+    """Where one part of a model lives: `location` is an absolute folder or a hub id. `revision`: commit of
+    that repository which is fetched, 40 hex digits; empty: its newest.
     """
 
     location: str

@@ -4,8 +4,8 @@ python -m huvidpo.fetch --model sd14
 python -m huvidpo.fetch --model sd14 --dtype float32 --stage video
 
 What is there whole is not fetched again, and a file that was cut off goes on. The files come into the hub's
-cache (HF_HUB_CACHE); serve with HF_HUB_OFFLINE=1 from then on. --check reads all of it, years later too, and holds
-it against the hashes it came with.
+cache (HF_HUB_CACHE); serve with HF_HUB_OFFLINE=1 from then on. --check reads all of it, years later too, and
+holds it against the hashes it came with.
 """
 
 import argparse
@@ -43,9 +43,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     fetch(model, dtype, wanted)
     parts = parts_of(model, dtype, wanted)
     for repo, commit in sorted(unpinned(parts).items()):
-        print(
-            f'{repo}: newest commit taken; to keep it, write revision = "{commit}" beside its repo in the catalog'
-        )
+        keep = f'to keep it, write revision = "{commit}" beside its repo in the catalog'
+        print(f"{repo}: newest commit taken; {keep}")
     if args.check:
         print(f"{args.model}: {hub.check(parts)} files of weights are as the hub has them")
     print(f"{args.model}: everything is here")

@@ -1,8 +1,8 @@
 """Parts of models on the model hub: only the files that are needed, their size said before they are fetched.
 
 `local` gives where a part lies on this machine. What is in the hub's cache whole is taken from there without
-asking anybody; what is not is fetched, with a bar for each file. Files of networks lie there under the hash the
-hub gave them: what comes is held against it, and `check` does that for what came long ago.
+asking anybody; what is not is fetched, with a bar for each file. Large files lie there under the hash the hub
+gave them: what comes is held against it, and `check` does that for what came long ago.
 """
 
 import logging
@@ -109,8 +109,8 @@ def check(parts: Sequence[Part]) -> int:
     checked = 0
     for part in parts:
         root = cached(part) if part.remote else None
-        for name in needed(part, _files(part, root)) if root else ():
-            checked += _intact(root / name)
+        if root is not None:
+            checked += sum(_intact(root / name) for name in needed(part, _files(part, root)))
     return checked
 
 
