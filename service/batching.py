@@ -1,11 +1,11 @@
 """The batcher of a runner: one queue, one compute thread.
 
-A batch is what queued up while the device was busy: the oldest request and later ones that can share its
-steps, as many as pay (pace.py) and `max_batch` allows. On a CPU the device is busy with the batches of other
-stages too (turns.py). A lone request starts at once. Progress goes to each
-job by itself; a job that nobody waits for any more leaves the queue, or the running batch before its next
-step. Jobs are checked beside the compute thread, so a bad one is answered while the device is busy; what one
-of them has to compile or load first is done there too.
+A batch is what queued up while the device was busy: the first request in order (order.py) and others that can
+share its steps, as many as pay (pace.py) and `max_batch` allows. On a CPU the device is busy with the batches
+of other stages too (turns.py). A lone request starts at once. Progress goes to each job by itself; a job that
+nobody waits for any more leaves the queue, or the running batch before its next step. Jobs are checked beside
+the compute thread, so a bad one is answered while the device is busy; what one of them has to compile or load
+first is done there too.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics
 from service.errors import INTERNAL, QueueFull, Unavailable, row_of
+from service.order import Order, Terms
 from service.pace import Pace, Work
 from service.request_id import REQUEST_ID
 from service.turns import PATIENCE_SECONDS, POLL_SECONDS, Turns
@@ -96,6 +97,7 @@ class Done(Generic[R]):
     weights: str | None = None  # SHA-256 of those of its own that it ran on, where that is known
 
 
+DEFAULT_TERMS = Terms()
 Event = Queued | Begun | Step | Done[R]
 
 
@@ -105,7 +107,9 @@ class _Entry(Generic[J, R]):
     loop: asyncio.AbstractEventLoop
     events: "asyncio.Queue[Event[R] | Exception]" = field(default_factory=asyncio.Queue)
     request_id: str = field(default_factory=REQUEST_ID.get)
+    terms: Terms = field(default_factory=Terms)
     since: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0  # of computing, as far as that is known
     work: Work | None = None  # None until the model is loaded
     item: Any = None  # None until it is prepared
     position: int = 0  # as it was told last
@@ -159,7 +163,7 @@ class Batcher(Generic[J, R]):
         self._queue: deque[_Entry[J, R]] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._pace = Pace()
+        self._pace, self._order = Pace(), Order()
         self._running: _Running | None = None
         self._ran: Work | None = None  # lately
         self._together = deque([1], maxlen=3)  # latest batches, with those that came too late by a moment
@@ -202,13 +206,13 @@ class Batcher(Generic[J, R]):
                 "shapes": [str(shape) for shape in self._pace.shapes],
             }
 
-    async def submit(self, job: J) -> AsyncGenerator[Event[R], None]:
+    async def submit(self, job: J, terms: Terms = DEFAULT_TERMS) -> AsyncGenerator[Event[R], None]:
         """Queued when the job has its place and when that moves up, Begun, every step, the result. Closing
         the generator cancels the job.
 
         Raises QueueFull, Unavailable (loading failed, or shutting down) and whatever the model raised.
         """
-        entry: _Entry[J, R] = _Entry(job, asyncio.get_running_loop())
+        entry: _Entry[J, R] = _Entry(job, asyncio.get_running_loop(), terms=terms)
         place = self._join(entry)
         try:
             yield place
@@ -245,7 +249,7 @@ class Batcher(Generic[J, R]):
                 entry.work = self._model.result().work(entry.job)
             self._queue.append(entry)
             self._count_waiting()
-            place = self._places()[-1]
+            place = self._places()[entry]
             entry.position = place.position
             return place
 
@@ -303,21 +307,28 @@ class Batcher(Generic[J, R]):
         size = self._pace.best_size(entry.work.shape, min(self.max_batch, len(self._queue)))
         return (self._pace.turn + self._pace.seconds(entry.work, size)) / size
 
-    def _places(self) -> list[Queued]:
+    def _arranged(self) -> list[_Entry[J, R]]:
+        """What waits, in the order in which it will be taken."""
+        for entry in self._queue:
+            entry.seconds = self._share(entry)
+        return self._order.arrange(list(self._queue), time.monotonic(), self._remaining())
+
+    def _places(self) -> dict[_Entry[J, R], Queued]:
         """Where each waiting entry stands. Those before it are taken to run in batches that pay."""
         position, ahead = self._running.size if self._running else 0, self._remaining()
-        places = []
-        for entry in self._queue:
+        places = {}
+        for entry in self._arranged():
             if entry.work is None or not self._pace.knows_anything:
-                places.append(Queued(position, None))
+                places[entry] = Queued(position, None)
             else:
-                places.append(Queued(position, ahead + self._pace.turn + self._pace.seconds(entry.work, 1)))
-                ahead += self._share(entry)
+                eta = ahead + self._pace.turn + self._pace.seconds(entry.work, 1)
+                places[entry] = Queued(position, eta)
+                ahead += entry.seconds
             position += 1
         return places
 
     def _tell_places(self) -> None:
-        for entry, place in zip(self._queue, self._places(), strict=True):
+        for entry, place in self._places().items():
             if place.position != entry.position:
                 entry.position = place.position
                 entry.send(place)
@@ -393,6 +404,7 @@ class Batcher(Generic[J, R]):
                 if batch := self._choose(model):
                     for entry in batch:
                         self._take(entry, "ran")
+                    self._order.take(batch, idle=not self._queue)
                     assert batch[0].work is not None
                     self._ran = batch[0].work
                     self._running = _Running(self._ran, len(batch))
@@ -443,8 +455,8 @@ class Batcher(Generic[J, R]):
         return min(LINGER_SECONDS, LINGER_SHARE * self._pace.saved(work))
 
     def _choose(self, model: Model) -> list[_Entry[J, R]]:
-        """The oldest that is ready and those that can share its steps, as many as pay."""
-        waiting = self._waiting()
+        """The first in order that is ready and those that can share its steps, as many as pay."""
+        waiting = [entry for entry in self._arranged() if entry.item is not None]
         batch = waiting[:1]
         for entry in waiting[1:]:
             if all(model.can_share(other.item, entry.item) for other in batch):

@@ -14,6 +14,7 @@ from service.errors import Unavailable
 from service.generation import Generation
 from service.http import App, Message, Receive, Scope, Send
 from service.keys import Keys
+from service.request_id import CALLER
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Doors:
         """Before anything of the body is read. Raises Unauthenticated, QueueFull."""
         if scope["path"].startswith(KEYED):
             scope["state"]["key"] = name = self.keys.check(headers.get("authorization", ""))
+            CALLER.set(self.keys.caller(name))
             if scope["method"] == "POST" and MAKING.fullmatch(scope["path"]):
                 self.keys.spend(name)
 

@@ -19,6 +19,8 @@ from huvidpo.errors import InvalidRequest
 from service import metrics
 from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
+from service.order import PRIORITIES, Priority
+from service.request_id import CALLER
 from service.schemas import MEDIA_TYPES, Format, GenerateRequest, RunnerJob
 from service.settings import Settings
 
@@ -99,6 +101,8 @@ class Plan:
     clip: ClipRequest
     format: Format
     deadline: float  # time of the event loop
+    caller: str = ""  # name of the API key
+    priority: Priority = "normal"
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
@@ -131,9 +135,11 @@ class Generation:
             if not limit.expired():
                 limit.reschedule(min(self._end, limit.when() or math.inf))
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: GenerateRequest, seconds: float | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Started, Queued and Progress of each stage with Drawn between them, Finished. Closing the generator
-        cancels the work within one denoising step.
+        cancels the work within one denoising step. `seconds` the caller waits for at most.
 
         Raises InvalidRequest, QueueFull, Unavailable, TimedOut; anything else is a fault of ours.
         """
@@ -142,7 +148,7 @@ class Generation:
         try:
             self._enter()
             try:
-                async with aclosing(self._generate(request)) as events:
+                async with aclosing(self._generate(request, seconds)) as events:
                     async for event in events:
                         if isinstance(event, Finished):
                             outcome = "ok"
@@ -177,8 +183,8 @@ class Generation:
         self.in_flight -= 1
         metrics.IN_FLIGHT.dec()
 
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        plan = self.plan(request)
+    async def _generate(self, request: GenerateRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
+        plan = self.plan(request, seconds)
         yield Started(plan.clip, self.settings.model)
         if request.first_frame is not None:
             frame = await self.read_first_frame(request.first_frame, plan.clip.options)
@@ -247,9 +253,16 @@ class Generation:
             plan.weights,
         )
 
-    def plan(self, request: GenerateRequest) -> Plan:
-        """The request with the model's defaults and a seed filled in. Raises InvalidRequest."""
+    def plan(self, request: GenerateRequest, seconds: float | None = None) -> Plan:
+        """The request with the model's defaults and a seed filled in, to be done within `seconds`, or as many
+        as a request may take. Raises InvalidRequest.
+        """
         self.catalog.category(request.category)
+        caller = CALLER.get()
+        priority = request.priority or caller.priority
+        if PRIORITIES.index(priority) < PRIORITIES.index(caller.priority):
+            allowed = " or ".join(PRIORITIES[PRIORITIES.index(caller.priority) :])
+            raise InvalidRequest(f"priority: got {priority}, this key may ask for {allowed}", "priority")
         style = self.catalog.style(request.style).name
         options = self.catalog.model(self.settings.model).defaults.replace(
             steps=request.steps, guidance=request.guidance, frames=request.frames, fps=request.fps
@@ -266,8 +279,9 @@ class Generation:
             negative_prompt=request.negative_prompt,
             options=options,
         )
-        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
-        return Plan(clip, request.format, deadline)
+        most = min(self.settings.request_timeout, math.inf if seconds is None else seconds)
+        deadline = asyncio.get_running_loop().time() + most
+        return Plan(clip, request.format, deadline, caller=caller.name, priority=priority)
 
     async def read_first_frame(self, data: bytes, options: SamplingOptions) -> bytes:
         """An uploaded image file -> PNG of the model's size. Raises InvalidRequest."""
@@ -282,7 +296,10 @@ class Generation:
             async with aclosing(self._until(runner(job), plan.deadline)) as lines:
                 async for line in lines:
                     if line["event"] in ("accepted", "queued"):
-                        yield Queued(stage, line["position"], self._expect(plan, stage, line["eta"]))
+                        eta = self._expect(plan, stage, line["eta"])
+                        if line["event"] == "accepted":
+                            self._check_time(plan, eta)
+                        yield Queued(stage, line["position"], eta)
                     elif line["event"] == "step":
                         yield Progress(stage, line["step"], line["total"])
                     elif line["event"] == "error":
@@ -298,6 +315,15 @@ class Generation:
         finally:
             self._ends.pop(id(plan), None)
         raise RuntimeError(f"the {stage} runner ended without a result")
+
+    def _check_time(self, plan: Plan, eta: float | None) -> None:
+        """Raises TimedOut for a clip that somebody waits for and that would come too late: now, not then."""
+        left = plan.deadline - asyncio.get_running_loop().time()
+        if eta is not None and eta > left and not plan.detach:
+            raise TimedOut(
+                f"it would be ready in {eta:.0f} seconds, and has {left:.0f}: allow it more time, or ask "
+                "again when less is waiting"
+            )
 
     def _expect(self, plan: Plan, stage: str, eta: float | None) -> float | None:
         """Seconds until the clip should be done, from those until `stage` is; remembers when that will be."""
@@ -325,9 +351,7 @@ class Generation:
                 except TimeoutError:
                     if asyncio.get_running_loop().time() >= self._end:
                         raise Unavailable(LEAVING) from None
-                    seconds = self.settings.request_timeout
-                    late = f"not ready after {seconds} seconds; ask for fewer steps or frames"
-                    raise TimedOut(late) from None
+                    raise TimedOut("not ready in time; ask for fewer steps or frames") from None
                 finally:
                     self._limits.discard(limit)
                 yield line
@@ -347,4 +371,6 @@ def _job(plan: Plan) -> RunnerJob:
         seconds=max(0.0, plan.deadline - asyncio.get_running_loop().time()),
         detach=plan.detach,
         begun_elsewhere=plan.begun_elsewhere,
+        caller=plan.caller,
+        priority=plan.priority,
     )

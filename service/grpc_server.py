@@ -31,6 +31,7 @@ from service.keys import Keys
 from service.metrics import REQUESTS
 from service.protos import video_generation_pb2 as messages
 from service.protos import video_generation_pb2_grpc as stubs
+from service.request_id import CALLER, REQUEST_ID, TRACE_PARENT
 from service.schemas import GenerateRequest, parse
 from service.settings import Settings
 
@@ -85,7 +86,8 @@ class VideoGeneration(stubs.VideoGenerationServicer):
         async with self._answering(context) as owner:
             self.keys.spend(owner)
             with self.keys.place(owner):
-                async with aclosing(self.core.generate(read(request))) as events:
+                left = context.time_remaining()
+                async with aclosing(self.core.generate(read(request), left)) as events:
                     async for event in events:
                         for message in messages_of(event):
                             yield message
@@ -143,9 +145,13 @@ class VideoGeneration(stubs.VideoGenerationServicer):
         metadata = {name: str(value) for name, value in context.invocation_metadata() or ()}
         asked = metadata.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        REQUEST_ID.set(request_id)
+        TRACE_PARENT.set(metadata.get("traceparent", "")[:64])
         await context.send_initial_metadata((("x-request-id", request_id),))
         try:
-            yield self.keys.check(metadata.get("authorization", ""))
+            name = self.keys.check(metadata.get("authorization", ""))
+            CALLER.set(self.keys.caller(name))
+            yield name
         except grpc.aio.AbortError:
             raise
         except Exception as error:

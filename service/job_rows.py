@@ -17,8 +17,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 
 from service.errors import Conflict, NotFound, Unavailable
+from service.order import Priority
 
 ACTIVE = ("queued", "in_progress")
+FIRST_TURN = 1000  # of an idle service: there is room before it
+TURNS_OF_PRIORITY = {"high": -20, "normal": 0, "low": 20}  # jobs of its owner that it comes before, or after
 _METADATA = sa.MetaData()
 _JSON = sa.Text  # written and read here, so that both databases hold the same
 JOBS = sa.Table(
@@ -43,6 +46,7 @@ JOBS = sa.Table(
     sa.Column("source", sa.String(64)),
     sa.Column("executor", sa.String(64)),
     sa.Column("idempotency_key", sa.String(300)),
+    sa.Column("turn", sa.Integer),  # of the jobs that wait, the least goes first
     sa.Column("webhook", sa.String(2000)),
     sa.Column("told", sa.Boolean),
     sa.Column("fingerprint", sa.String(64), nullable=False),
@@ -81,6 +85,7 @@ class Job:
     clip: str | None  # key in the store
     source: str | None  # the job this one is a remix of
     webhook: str | None = None  # address that is told of the end
+    turn: int = FIRST_TURN  # of the jobs that wait, the least goes first
 
     @property
     def ended(self) -> bool:
@@ -147,6 +152,20 @@ class Rows:
     async def count(self, status: str) -> int:
         query = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.status == status)
         return await self._do(lambda db: db.execute(query).scalar_one())
+
+    async def next_turn(self, owner: str, priority: Priority) -> int:
+        """For a new job of `owner`: after its own that have not ended, but level with the first that waits.
+        So each owner's next job comes before anybody's second.
+        """
+        queued = sa.select(sa.func.min(JOBS.c.turn)).where(JOBS.c.status == "queued")
+        running = sa.select(sa.func.max(JOBS.c.turn)).where(JOBS.c.status == "in_progress")
+        own = sa.select(sa.func.max(JOBS.c.turn)).where(JOBS.c.status.in_(ACTIVE), JOBS.c.owner == owner)
+
+        def look(db: sa.Connection) -> int:
+            first = db.execute(queued).scalar() or db.execute(running).scalar() or FIRST_TURN
+            return max(first, (db.execute(own).scalar() or 0) + 1)
+
+        return max(1, await self._do(look) + TURNS_OF_PRIORITY[priority])
 
     async def active(self, owner: str) -> int:
         """How many jobs of an owner have not ended."""
@@ -216,10 +235,11 @@ class Rows:
     async def set_told(self, id: str) -> None:
         await self._update(JOBS.c.id == id, {"told": True})
 
-    async def waiting(self, seconds: float) -> list[str]:
-        """Ids of jobs that have been queued for longer than `seconds`."""
-        query = sa.select(JOBS.c.id).where(JOBS.c.status == "queued", JOBS.c.created_at < self._now - seconds)
-        return list(await self._do(lambda db: db.execute(query).scalars().all()))
+    async def waiting(self, seconds: float) -> list[tuple[str, int | None]]:
+        """Ids and turns of jobs that have been queued for longer than `seconds`."""
+        where = (JOBS.c.status == "queued", JOBS.c.created_at < self._now - seconds)
+        query = sa.select(JOBS.c.id, JOBS.c.turn).where(*where)
+        return [tuple(row) for row in await self._do(lambda db: db.execute(query).all())]
 
     async def in_progress(self) -> list[str]:
         query = sa.select(JOBS.c.id).where(JOBS.c.status == "in_progress")
@@ -282,7 +302,7 @@ def new_job(
 ) -> Job:
     """A queued job, as it is before anything has happened to it."""
     now = time.time()
-    rest = dict.fromkeys(
+    rest: dict[str, Any] = dict.fromkeys(
         ("started_at", "completed_at", "position", "expected_at", "error", "report", "first_frame", "clip")
     )
     return Job(

@@ -15,19 +15,20 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics, webhooks
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
 from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
-from service.job_rows import Job, Rows, new_job
+from service.job_rows import FIRST_TURN, Job, Rows, new_job
 from service.keys import Keys
 from service.lineage import weights_of
+from service.request_id import CALLER
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from service.store import Store
@@ -146,6 +147,7 @@ class JobEngine:
                     await self._check_room(owner)
                 if frame is not None:
                     await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
+                job = replace(job, turn=await self.rows.next_turn(owner, plan.priority))
                 stored = await self.rows.add(job, idempotency_key, fingerprint)
         except BaseException:
             await asyncio.to_thread(self.store.delete, job.id)
@@ -153,7 +155,7 @@ class JobEngine:
         if stored.id != job.id:
             await asyncio.to_thread(self.store.delete, job.id)
             return stored
-        await self._enqueue(job.id)
+        await self._enqueue(job.id, job.turn)
         return job
 
     async def _check_room(self, owner: str) -> None:
@@ -213,11 +215,11 @@ class JobEngine:
                 job = now
                 yield job
 
-    async def _enqueue(self, id: str) -> None:
+    async def _enqueue(self, id: str, turn: int) -> None:
         """A second time changes nothing. If it fails now, the sweeper does it later: the row is there."""
         try:
             async with asyncio.timeout(ENQUEUE_SECONDS):
-                with SetWorkflowID(id):
+                with SetWorkflowID(id), SetEnqueueOptions(priority=turn):
                     await DBOS.enqueue_workflow_async(QUEUE, self._workflow, id)
         except Exception:
             logger.exception("job %s could not be enqueued yet", id)
@@ -342,6 +344,7 @@ class JobEngine:
 
     def _plan(self, job: Job) -> Plan:
         """A gateway that takes the job over finds what a runner does for it by the job's id."""
+        CALLER.set(self.keys.caller(job.owner))
         plan = self.core.plan(GenerateRequest(**job.request))
         plan.id, plan.detach, plan.begun_elsewhere = job.id, True, job.id in self._taken_over
         return plan
@@ -412,9 +415,9 @@ class JobEngine:
     async def _sweep(self) -> None:
         for id in await self.rows.expired():
             await self._forget(id)
-        for id in await self.rows.waiting(FORGOTTEN_SECONDS):
+        for id, turn in await self.rows.waiting(FORGOTTEN_SECONDS):
             if await DBOS.get_workflow_status_async(id) is None:
-                await self._enqueue(id)
+                await self._enqueue(id, turn or FIRST_TURN)
         await self._close_stuck()
         for job in await self.rows.untold():
             with SetWorkflowID(_telling(job.id)):

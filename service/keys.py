@@ -1,6 +1,6 @@
 """API keys: who may call, how much, and whose a job is. The file HUVIDPO_API_KEYS names has a line each:
 
-    name:sha256 [rate=<clips asked for per minute>] [concurrency=<clips in the making>]
+    name:sha256 [rate=<clips a minute>] [concurrency=<clips in the making>] [priority=high|normal|low]
 
 python -m service.keys ann >> keys.txt        # the key itself is printed on stderr, once
 python -m service.keys shop rate=30 concurrency=4 >> keys.txt
@@ -19,13 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from service.errors import QueueFull, Unauthenticated
+from service.order import Priority
+from service.request_id import Caller
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5  # for who has as many clips in the making as it may
 _LINE = re.compile(
     r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(?: rate=([1-9]\d{0,5}))?(?: concurrency=([1-9]\d{0,5}))?"
+    r"(?: priority=(high|normal|low))?"
 )
 
 
@@ -34,6 +38,7 @@ class _Key:
     hash: str
     rate: int | None = None  # clips it may ask for per minute, as many at once; None: any number
     concurrency: int | None = None  # clips it may have in the making
+    priority: Priority = "normal"
 
 
 class Keys:
@@ -101,6 +106,9 @@ class Keys:
                 RETRY_SECONDS,
             )
 
+    def caller(self, name: str) -> Caller:
+        return Caller(name, self._of(name).priority)
+
     def limits_places(self, name: str) -> bool:
         return self._of(name).concurrency is not None
 
@@ -125,10 +133,10 @@ def _parse(file: Path) -> dict[str, _Key]:
         if not (found := _LINE.fullmatch(line.strip())) or found[1] in keys:
             raise ValueError(
                 f"{file}, line {number}: expected a new name, a colon and a sha256 in hex, then at most "
-                "rate=<1..999999> concurrency=<1..999999>"
+                "rate=<1..999999> concurrency=<1..999999> priority=<high, normal or low>"
             )
         rate, concurrency = (int(text) if text else None for text in found.group(3, 4))
-        keys[found[1]] = _Key(found[2], rate, concurrency)
+        keys[found[1]] = _Key(found[2], rate, concurrency, cast(Priority, found[5] or "normal"))
     return keys
 
 
@@ -142,7 +150,7 @@ def main(name: str, *limits: str) -> None:
     if not _LINE.fullmatch(line):
         sys.exit(
             f"got {' '.join((name, *limits))!r}, expected a name of 1 to 64 of A-Z a-z 0-9 . _ -, "
-            "then at most rate=<number> concurrency=<number>"
+            "then at most rate=<number> concurrency=<number> priority=<high, normal or low>"
         )
     print(key, file=sys.stderr)
     print(line)

@@ -16,6 +16,7 @@ Heavy imports sit inside the functions that the compute thread calls.
 import asyncio
 import copy
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
 from service.hop import pack
 from service.images import from_png, to_png
+from service.order import Terms
 from service.pace import Work
 from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.schemas import RunnerJob
@@ -258,7 +260,9 @@ async def stream(
     """The messages of one job. Encoding runs on another thread, so the device goes on with the next batch."""
     name = "accepted"
     try:
-        async with aclosing(batcher.submit(job)) as events:
+        until = math.inf if job.seconds is None else time.monotonic() + job.seconds
+        terms = Terms((job.caller, job.category), job.priority, until)
+        async with aclosing(batcher.submit(job, terms)) as events:
             async for event in events:
                 if isinstance(event, Queued):
                     yield pack({"event": name, "position": event.position, "eta": event.eta})

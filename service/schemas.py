@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from huvidpo.config import FPS, FRAMES, GUIDANCE, MAX_PROMPT_CHARS, MAX_SEED, STEPS
 from service.errors import BadFields, MalformedBody
+from service.order import Priority
 
 Format = Literal["mp4", "gif", "webp"]
 MEDIA_TYPES: dict[str, str] = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
@@ -100,6 +101,9 @@ class GenerateRequest(BaseModel):
         None, description="Base64 of a PNG, JPEG or WebP to start from, cropped to aspect."
     )
     format: Format = Field("mp4", description="mp4 (H.264), gif or webp.")
+    priority: Priority | None = Field(
+        None, description="high, normal or low, at most the key's own, which is taken when absent."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -133,6 +137,8 @@ class RunnerJob(BaseModel):
     id: str = Field(default_factory=lambda: uuid4().hex)  # see desk.py
     seconds: float | None = None  # after which nobody wants it any more
     detach: bool = False  # whether it outlasts its reader for a while
+    caller: str = ""  # name of the API key
+    priority: Priority = "normal"
     begun_elsewhere: bool = False  # whether another gateway may have brought it to a runner
 
 

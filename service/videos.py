@@ -36,6 +36,7 @@ from service.job_rows import Job
 from service.jobs import JobEngine
 from service.lineage import of_job
 from service.marks import verify
+from service.order import Priority
 from service.schemas import MEDIA_TYPES, OTHER_NAMES, Format, GenerateRequest, parse
 
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
@@ -72,6 +73,7 @@ class VideoRequest(BaseModel):
     category: str | None = None
     style: str | None = None
     format: Format = "mp4"
+    priority: Priority | None = None
     input_reference: Reference | None = None
     webhook_url: Annotated[str, Field(max_length=2000)] | None = None
 
@@ -262,6 +264,7 @@ async def read(request: Request, core: Generation) -> tuple[GenerateRequest, str
         "negative_prompt": asked.negative_prompt,
         "first_frame": image,
         "format": asked.format,
+        "priority": asked.priority,
     }
     try:
         wanted = parse(GenerateRequest, json.dumps(fields).encode())

@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from huvidpo.errors import Cancelled, InvalidRequest
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import QueueFull, Unavailable
+from service.order import Terms
 from service.pace import Work
 from service.turns import Turns
 
@@ -134,6 +135,36 @@ def test_batch_is_what_queued_while_busy_grouped_by_what_can_share(batcher, mode
 
     assert asyncio.run(main()) == [101, 102, 103, 104, 105]
     assert model.batches == [[1], [2, 4], [3, 5]]
+
+
+def test_callers_share_the_device_however_many_jobs_each_has(batcher, model):
+    """One that has queued three jobs does not hold up another's first; a high priority goes before both."""
+
+    async def main():
+        (busy,) = await start(batcher, ("x", 0))
+        await until(lambda: len(model.batches) == 2)
+        tasks = []
+        for group, number, flow, priority in (
+            ("a", 1, "ann", "normal"), ("b", 2, "ann", "normal"), ("c", 3, "bob", "normal"),
+            ("d", 4, "eve", "high"),
+        ):  # fmt: skip
+            events = batcher.submit((group, number), Terms(flow, priority))
+            tasks.append(asyncio.ensure_future(last(events)))
+            await asyncio.sleep(0)
+        await prepared(batcher)
+        model.allow()
+        await asyncio.gather(busy, *tasks)
+
+    async def last(events):
+        return [event async for event in events][-1]
+
+    async def learnt():
+        model.allow(STEPS)
+        await result(batcher, ("x", 9))
+
+    asyncio.run(learnt())
+    asyncio.run(main())
+    assert model.batches[2:] == [[4], [1], [3], [2]]
 
 
 def test_batches_are_bounded(batcher, model):

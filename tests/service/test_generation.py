@@ -21,6 +21,7 @@ from service.errors import QueueFull, TimedOut, Unavailable, to_dict
 from service.generation import Finished, Generation, Progress, Queued, Started
 from service.images import to_png
 from service.pace import Work
+from service.request_id import CALLER, Caller
 from service.schemas import GenerateRequest
 from service.settings import Settings
 
@@ -150,9 +151,35 @@ def test_waiting_is_told_with_the_seconds_to_expect(rig):
         return [(event.stage, event.position, event.eta) for event in events if isinstance(event, Queued)]
 
     assert waits(asyncio.run(rig.events(steps=2))) == [("first_frame", 0, None), ("video", 0, None)]
-    rig.core._animating = 3600.0  # what the second stage is known to take
+    rig.core._animating = 500.0  # what the second stage is known to take
     (_, _, whole), (_, _, rest) = waits(asyncio.run(rig.events(steps=2)))
-    assert whole > 3600 > rest > 0
+    assert whole > 500 > rest > 0
+
+
+def test_what_would_come_too_late_is_refused_at_once(rig):
+    asyncio.run(rig.events(steps=2))
+    rig.core._animating = 3600.0
+    drawn = len(rig.painters["first_frame"].seen)
+    rig.painters["first_frame"].permits = threading.Semaphore(0)
+    with pytest.raises(TimedOut, match=r"would be ready in 36\d\d seconds, and has \d+: allow it more time"):
+        asyncio.run(rig.events(steps=2))
+    assert rig.painters["first_frame"].steps == drawn * 20  # not a step was done for it
+
+
+def test_a_key_may_lower_its_priority(rig):
+    token = CALLER.set(Caller("shop", "normal"))
+    try:
+        plan = asyncio.run(planned(rig, priority="low"))
+        assert (plan.caller, plan.priority) == ("shop", "low")
+        assert asyncio.run(planned(rig)).priority == "normal"
+        with pytest.raises(InvalidRequest, match="got high, this key may ask for normal or low"):
+            asyncio.run(planned(rig, priority="high"))
+    finally:
+        CALLER.reset(token)
+
+
+async def planned(rig, **fields):
+    return rig.core.plan(GenerateRequest(prompt="a horse", category="horse", style="cartoon", **fields))
 
 
 @pytest.mark.parametrize(("format", "media_type"), [("gif", "image/gif"), ("webp", "image/webp")])

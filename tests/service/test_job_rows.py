@@ -3,8 +3,9 @@
 import asyncio
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
-from service.job_rows import Rows, new_job
+from service.job_rows import FIRST_TURN, Rows, new_job
 
 
 def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
@@ -37,3 +38,31 @@ def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
             db.execute(f"ALTER TABLE huvidpo_jobs DROP COLUMN {column}")
         db.commit()
     asyncio.run(look())
+
+
+def test_each_owner_is_next_before_anybodys_second(tmp_path):
+    async def main():
+        rows = Rows(f"sqlite:///{tmp_path}/jobs.sqlite")
+        await rows.prepare()
+        order = []
+
+        async def add(name, owner, priority="normal"):
+            turn = await rows.next_turn(owner, priority)
+            job = replace(new_job(name, owner, {"prompt": "x"}, 5, None), turn=turn)
+            await rows.add(job, None, "0" * 64)
+            order.append((turn, name))
+
+        for number in range(4):
+            await add(f"a{number}", "a")
+        await rows.claim("a0", "me")
+        await add("b0", "b")
+        await add("b1", "b")
+        await add("c0", "c", "low")
+        await add("d0", "d", "high")
+        assert [name for _, name in sorted(order)] == ["d0", "a0", "a1", "b0", "a2", "b1", "a3", "c0"]
+        for _, name in order:  # idle again: nothing of it stays
+            await rows.fail(name, {}, 10)
+        assert await rows.next_turn("a", "normal") == FIRST_TURN
+        rows.close()
+
+    asyncio.run(main())

@@ -165,7 +165,7 @@ def test_jobs_and_answers_cross_the_hop():
     assert hop.unpack_job(hop.pack_job(job)) == job
     job.first_frame = b"\n\x00PNG\n"
     assert hop.unpack_job(hop.pack_job(job)) == job
-    newer = hop.pack(job.model_dump(exclude={"first_frame"}) | {"priority": 3}, b"x")
+    newer = hop.pack(job.model_dump(exclude={"first_frame"}) | {"sharpness": 3}, b"x")
     assert hop.unpack_job(newer).first_frame == b"x"  # of a gateway that knows more
 
     async def read_all():

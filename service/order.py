@@ -1,0 +1,115 @@
+"""In which order a runner takes what waits in it. A policy and nothing else: no clock, no threads, so that
+benchmarks/scheduling.py runs the same one.
+
+Higher priorities first. Within one, callers and their categories have equal shares of the seconds of work:
+start-time fair queuing (Goyal, Vin and Cheng, 1996), which is as fair as deficit round robin with one request
+for a quantum, and needs no quantum. A request that has waited for long counts as of the next higher priority,
+so each has its turn. One that would be late goes forward as far as it has to, where nobody else becomes late.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+AGE_SECONDS = 30.0  # of waiting, for each of which a request rises by a priority
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Of one request. `flow`: what has a share of its own. `deadline`: until when it is of use, by the clock."""
+
+    flow: Hashable = ""
+    priority: Priority = "normal"
+    deadline: float = math.inf
+
+
+class Waits(Protocol):
+    @property
+    def terms(self) -> Terms: ...
+
+    @property
+    def since(self) -> float:
+        """Time it has been waiting from."""
+
+    @property
+    def seconds(self) -> float:
+        """Of work."""
+
+
+W = TypeVar("W", bound=Waits)
+
+
+class Order:
+    """For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._now = 0.0  # virtual: the start of what was taken last
+        self._ends: dict[
+            Hashable, float
+        ] = {}  # virtual time that a flow has been served to, where that is ahead
+
+    def arrange(self, waiting: Sequence[W], now: float, ahead: float = 0.0) -> list[W]:
+        """All of `waiting`, which is in order of arrival, the one to take next first. `ahead`: seconds until
+        one can be taken.
+        """
+        classes: dict[int, list[W]] = {}
+        for one in waiting:
+            classes.setdefault(_rank(one, now), []).append(one)
+        order: list[W] = []
+        for rank in sorted(classes):
+            begin = now + ahead + sum(one.seconds for one in order)
+            order += _in_time(self._fairly(classes[rank]), begin)
+        return order
+
+    def take(self, batch: Sequence[Waits], idle: bool = False) -> None:
+        """These run now: their flows are charged. `idle`: nothing else waits, so nobody is ahead of anybody."""
+        for one in batch:
+            flow = one.terms.flow
+            start = max(self._now, self._ends.get(flow, 0.0))
+            self._ends[flow] = start + one.seconds
+        if batch:
+            first = batch[0]
+            self._now = max(self._now, self._ends[first.terms.flow] - first.seconds)
+        if idle:
+            self._now = max([self._now, *self._ends.values()])
+        self._ends = {flow: end for flow, end in self._ends.items() if end > self._now}
+
+    def _fairly(self, waiting: Sequence[W]) -> list[W]:
+        """By virtual start: the least served flow's oldest first; of equals, who came first."""
+        ends, starts = dict(self._ends), []
+        for number, one in enumerate(waiting):
+            start = max(self._now, ends.get(one.terms.flow, 0.0))
+            ends[one.terms.flow] = start + one.seconds
+            starts.append((start, number))
+        return [waiting[number] for _, number in sorted(starts)]
+
+
+def _rank(one: Waits, now: float) -> int:
+    """0 is taken first."""
+    return max(0, PRIORITIES.index(one.terms.priority) - int((now - one.since) // AGE_SECONDS))
+
+
+def _in_time(order: list[W], begin: float) -> list[W]:
+    """The order with those that would be late moved forward, as little as it takes, where nobody else becomes
+    late.
+    """
+    for place in range(len(order)):
+        late = order[place]
+        if late.terms.deadline == math.inf or _end(order, place, begin) <= late.terms.deadline:
+            continue
+        for to in range(place - 1, -1, -1):
+            passed = order[to]
+            before = _end(order, to, begin)
+            if before <= passed.terms.deadline < before + late.seconds:
+                break  # it would be late then
+            if before - passed.seconds + late.seconds <= late.terms.deadline:
+                order.insert(to, order.pop(place))
+                break
+    return order
+
+
+def _end(order: Sequence[Waits], place: int, begin: float) -> float:
+    return begin + sum(one.seconds for one in order[: place + 1])
