@@ -34,6 +34,8 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")  # milliseconds; LLVM's and Intel's
 # Of a GPU that two processes share: pieces that are free but apart are of use to neither.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 SETTINGS = Settings.from_env()
+if SETTINGS.log_format == "json":
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries that load weights are no lines of a log
 RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG is 2 MB
 _COMMON: dict[str, Any] = {
     "workers": 1,
@@ -54,9 +56,11 @@ class GuardedService(bentoml.Service):
     """A BentoML service inside our guard: only the outermost layer sees all errors and all bodies."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
+        from service import logs
         from service.http import Guard
         from service.metrics import forget_the_dead
 
+        logs.configure(SETTINGS, self.name)
         # BentoML shows the warnings of others only, unless told otherwise
         logging.getLogger("service").setLevel(logging.INFO)
         forget_the_dead()
@@ -215,8 +219,9 @@ class Gateway:
 
     @bentoml.on_deployment
     def deploy() -> None:  # in the process that starts the others
-        from service import drain
+        from service import drain, logs
 
+        logs.configure(SETTINGS, "parent")
         drain.gateway_first()
 
     @bentoml.on_startup

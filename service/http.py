@@ -147,8 +147,11 @@ class Guard:
         ANSWERS.labels(label, str(status)).inc()
         client = (scope.get("client") or ("-",))[0]
         key = scope.get("state", {}).get("key") or "-"
-        line = "%s %s %s %r %d %.3f s %s"
-        access.info(line, client, key, scope.get("method", "-"), path[:200], status, seconds, request_id)
+        facts = {
+            "client": client, "key": key, "method": scope.get("method", "-"), "path": path[:200],
+            "status": status, "seconds": round(seconds, 4),
+        }  # fmt: skip
+        access.info("%s %s %s %r %d %.3f s %s", *facts.values(), request_id, extra=facts)
 
     async def _close(self, scope: Scope, send: Send) -> None:
         """A websocket is refused before it is accepted; uvicorn answers that with 403."""

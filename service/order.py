@@ -19,7 +19,7 @@ AGE_SECONDS = 30.0  # of waiting, for each of which a request rises by a priorit
 
 @dataclass(frozen=True)
 class Terms:
-    """Of one request. `flow`: what has a share of its own. `deadline`: until when it is of use, by the clock."""
+    """Of one request. `flow`: what has a share of its own; `deadline`: when it is of no use any more."""
 
     flow: Hashable = ""
     priority: Priority = "normal"
@@ -65,7 +65,7 @@ class Order:
         return order
 
     def take(self, batch: Sequence[Waits], idle: bool = False) -> None:
-        """These run now: their flows are charged. `idle`: nothing else waits, so nobody is ahead of anybody."""
+        """These run now: their flows are charged. `idle`: nothing else waits, so nobody stays ahead."""
         for one in batch:
             flow = one.terms.flow
             start = max(self._now, self._ends.get(flow, 0.0))

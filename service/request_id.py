@@ -1,5 +1,5 @@
 """Of the request that is being answered, on the gateway and on runners that work for it: the id, for logs,
-what the caller said of its trace (W3C's traceparent), which is passed on, and on the gateway who the caller is.
+what the caller said of its trace (W3C's traceparent), which is passed on, and, on the gateway, who it is.
 """
 
 from contextvars import ContextVar
@@ -16,6 +16,7 @@ class Caller:
     priority: Priority = "normal"
 
 
-CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())
+NOBODY = Caller()
+CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 TRACE_PARENT: ContextVar[str] = ContextVar("trace_parent", default="")

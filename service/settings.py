@@ -53,6 +53,7 @@ class Settings:
     c2pa_key: str = ""  # PEM file of its private key
     c2pa_algorithm: str = "es256"  # of that key: es256, es384, es512, ps256, ps384, ps512 or ed25519
     c2pa_anchors: str = ""  # PEM file of authorities whose signatures are trusted when clips are verified
+    log_format: str = "text"  # text, or json: an object a line
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class Settings:
             raise ValueError(f"HUVIDPO_DTYPE: got {self.dtype!r}, allowed {', '.join(PRECISIONS)} or empty")
         if self.backend not in BACKENDS:
             raise ValueError(f"HUVIDPO_BACKEND: got {self.backend!r}, allowed {', '.join(BACKENDS)}")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"HUVIDPO_LOG_FORMAT: got {self.log_format!r}, allowed text or json")
         if self.c2pa_algorithm not in _ALGORITHMS:
             got = f"got {self.c2pa_algorithm!r}, allowed {', '.join(_ALGORITHMS)}"
             raise ValueError(f"HUVIDPO_C2PA_ALGORITHM: {got}")
