@@ -35,7 +35,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")  # milliseconds; LLVM's and Intel's
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 SETTINGS = Settings.from_env()
 if SETTINGS.log_format == "json":
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries that load weights are no lines of a log
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of loading weights are no lines of a log
 RUNNER_BODY = 64 * 2**20  # bytes; a job with an SDXL-size PNG is 2 MB
 _COMMON: dict[str, Any] = {
     "workers": 1,
