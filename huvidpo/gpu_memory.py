@@ -22,6 +22,8 @@ class Part:
     gib: float
     requests: int
     """That it has room for at once."""
+    spare: bool = False
+    """Whether one more category has room beside them, while it takes the place of another."""
 
 
 def part_of(
@@ -57,8 +59,10 @@ def part_of(
             f"{str(dtype).removeprefix('torch.')}; there are {total:.1f} GiB{beside}, {free:.1f} are free: "
             "end what else runs there, use float16, a larger card, or HUVIDPO_DEVICE=cpu"
         )
-    more = 0 if stage == "first_frame" else int((room - need) / (scale * stated.request))
-    return Part(room, 1 + more)
+    if stage == "first_frame":
+        return Part(room, 1)
+    left, spare = room - need, scale * stated.category
+    return Part(room, 1 + max(0, int((left - spare) / (scale * stated.request))), left >= spare)
 
 
 def take_part(

@@ -327,14 +327,34 @@ def load_categories(
     were trained on another, or attend to other frames.
     """
     check_lineage(base, weights.values())
-    changes, own = {}, base.state_dict()
-    for name, file in weights.items():
-        tensors = {key: tensor.to(dtype) for key, tensor in category_tensors(base, file, attention).items()}
-        changed = [key for key, tensor in tensors.items() if not torch.equal(tensor, own[key].to(dtype))]
-        changes[name] = {key: tensors[key].to(device) for key in changed}
+    changes = {
+        name: {key: tensor.to(device) for key, tensor in _changes(base, file, attention, dtype).items()}
+        for name, file in weights.items()
+    }
     to_device(nn.Module.to(base, dtype), device)
     check_finite(base.state_dict(), "the video UNet")
     return {name: with_weights(base, tensors) if tensors else base for name, tensors in changes.items()}
+
+
+def load_beside(resident: VideoUNet, source: Component, weights: Path, attention: str | None) -> VideoUNet:
+    """One more network over the base that `load_categories` left `resident`, with the weights of a category.
+
+    `source` is where that base came from: it is read again, in float32, on the CPU. Raises as
+    `load_categories`, and where there are no weights.
+    """
+    if not weights.exists():
+        raise CheckpointError(f"there are no weights at {weights}")
+    base = load_video_unet(source, torch.float32, attention)
+    check_lineage(base, [weights])
+    tensors = _changes(base, weights, attention, resident.dtype)
+    return with_weights(resident, tensors) if tensors else resident
+
+
+def _changes(base: VideoUNet, file: Path, attention: str | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors, in `dtype`, in which a category differs from `base`, which is float32 and on the CPU."""
+    tensors = {key: tensor.to(dtype) for key, tensor in category_tensors(base, file, attention).items()}
+    own = base.state_dict()
+    return {key: tensor for key, tensor in tensors.items() if not torch.equal(tensor, own[key].to(dtype))}
 
 
 def category_tensors(base: VideoUNet, weights: Path, attention: str | None = None) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ not on the batch: noise comes from one generator per request, on the CPU. A call
 Shapes: B requests, C latent channels, F frames, H W pixels, h w latent height and width, L text tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from huvidpo.loading import (
     check_present,
     device_and_dtype,
     fetch,
+    load_beside,
     load_categories,
     load_first_frame_pipe,
     load_part,
@@ -255,8 +256,13 @@ class VideoPipeline:
         scheduler_config: dict[str, Any],
         catalog: Catalog,
         backend: str = "torch",
+        load_beside: Callable[[str, Path], Any] | None = None,
     ):
-        """`unets`: one per category, by name. `backend`: what they run on, see engines/select.py."""
+        """`unets`: one per category, by name. `backend`: what they run on, see engines/select.py.
+        `load_beside`: makes one more, of a category and its weights, as those of `unets` were
+        made, while they serve.
+        """
+        self.load_beside = load_beside
         self.unets = unets
         self.vae = vae
         self.text_encoder = text_encoder
@@ -309,6 +315,11 @@ class VideoPipeline:
             on_load=on_load,
         )
         used, parts = place_modules(backend, {"video_unet": unets, "video_vae_decoder": {"": vae}}, spec)
+
+        def one_more(category: str, file: Path) -> Any:
+            unet = load_beside(base, entry.video_unet, file, entry.attention_mode)
+            return place_modules(backend, {"video_unet": {category: unet}}, spec)[1]["video_unet"][category]
+
         return cls(
             unets=parts["video_unet"],
             vae=parts["video_vae_decoder"][""],
@@ -317,6 +328,7 @@ class VideoPipeline:
             scheduler_config=load_scheduler_config(entry.video_scheduler),
             catalog=catalog,
             backend=used,
+            load_beside=one_more,
         )
 
     @staticmethod

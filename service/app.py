@@ -15,7 +15,6 @@ BentoML 1.4.39:
 import logging
 import os
 from functools import partial
-from threading import Thread
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +94,12 @@ class GatewayService(GuardedService):
         from service.http import Guard
 
         guard = super().to_asgi(is_main)
-        app = pages.with_pages(guard.app, SETTINGS, load_catalog())
+        app = pages.with_pages(
+            guard.app,
+            SETTINGS,
+            load_catalog(),
+            lambda: bentoml.get_current_service().routers[1].weights(),
+        )
         doors = Doors(app, SETTINGS, lambda: bentoml.get_current_service().core)
         return Guard(
             doors,
@@ -193,7 +197,6 @@ class Gateway:
         from bentoml._internal.configuration.containers import BentoMLContainer
 
         from huvidpo.catalog import load_catalog
-        from service import lineage
         from service.generation import Generation
         from service.marks import marks_of
         from service.router import Router
@@ -210,8 +213,6 @@ class Gateway:
         mark = marks.mark if marks else None
         self.core = Generation(SETTINGS, catalog, *self.routers, mark, self._check_room)
         self.began = False
-        # hashing gigabytes takes a while: nobody waits for it
-        Thread(target=lineage.publish, args=(catalog, SETTINGS.model), daemon=True).start()
 
     def _check_room(self) -> None:
         for router in self.routers:

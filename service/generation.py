@@ -117,7 +117,8 @@ class Generation:
     catalog: Catalog
     first_frame: Runner
     video: Runner
-    mark: Callable[[bytes, str, ClipRequest], bytes] | None = None  # file, media type -> the file, signed
+    # file, media type, request, SHA-256 of the weights that ran -> the file, signed
+    mark: Callable[[bytes, str, ClipRequest, str | None], bytes] | None = None
     # raises QueueFull when no runner of a stage has a place: before any work, so no frame is drawn in vain
     check_room: Callable[[], None] = lambda: None
     in_flight: int = field(default=0, init=False)
@@ -238,7 +239,9 @@ class Generation:
     async def _marked(self, plan: Plan, data: bytes) -> bytes:
         if self.mark is None:
             return data
-        return await asyncio.to_thread(self.mark, data, MEDIA_TYPES[plan.format], plan.clip)
+        return await asyncio.to_thread(
+            self.mark, data, MEDIA_TYPES[plan.format], plan.clip, plan.weights.get("video")
+        )
 
     def _finished(self, plan: Plan, data: bytes) -> Finished:
         for stage, value in plan.seconds.items():

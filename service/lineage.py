@@ -33,12 +33,14 @@ def describe(catalog: Catalog, model_name: str) -> dict[str, Any]:
     }
 
 
-def publish(catalog: Catalog, model_name: str) -> None:
-    """Sets the metric huvidpo_category_weights_info of every category. Reads each weight file once."""
-    for category in describe(catalog, model_name)["categories"]:
-        weights = category["weights"] or {"sha256": "", "lineage": {"stage": "base"}}
-        stage = weights["lineage"].get("stage", "unknown")
-        WEIGHTS.labels(category["name"], stage, weights["sha256"]).set(1)
+def publish(category: str, file: Path | None, sha256: str) -> tuple[str, str, str]:
+    """Sets the metric huvidpo_category_weights_info of a category that runs on `file`, None: on the base
+    model. Returns the labels.
+    """
+    stage = _metadata(file).get("stage", "unknown") if file else "base"
+    labels = category, stage, sha256
+    WEIGHTS.labels(*labels).set(1)
+    return labels
 
 
 def weights_of(catalog: Catalog, model_name: str, category: str) -> dict[str, Any] | None:
@@ -74,14 +76,6 @@ def of_job(job: "Job", clip: Path | None) -> dict[str, Any]:
     }
 
 
-def hash_weights(catalog: Catalog, model_name: str, found: dict[str, str]) -> None:
-    """Adds the SHA-256 of each category's weights to `found`; none for one that runs on the base model."""
-    model = catalog.model(model_name)
-    for category in catalog.categories.values():
-        if (file := _file(model.categories / category.weights)) is not None:
-            found[category.name] = sha256_of(file)
-
-
 def sha256_of_files(folder: Path) -> str:
     """Of a network's file; of several, the hash of their hashes in order of their names."""
     hashes = [
@@ -95,7 +89,7 @@ def _category(model: Model, category: Category) -> dict[str, Any]:
     return {"name": category.name, "motion_prompt": category.motion_prompt, "weights": weights}
 
 
-def _file(weights: Path) -> Path | None:
+def weights_file(weights: Path) -> Path | None:
     """The file itself, or the one in a folder of LAMP's layout."""
     if weights.is_dir():
         return next(iter(sorted(weights.rglob("diffusion_pytorch_model.*"), reverse=True)), None)
@@ -103,7 +97,7 @@ def _file(weights: Path) -> Path | None:
 
 
 def _weights(model: Model, category: Category) -> dict[str, Any] | None:
-    file = _file(model.categories / category.weights)
+    file = weights_file(model.categories / category.weights)
     if file is None:
         return None
     sha256 = sha256_of(file)

@@ -33,14 +33,14 @@ class Marks:
         except Exception as error:  # c2pa's own, of several kinds
             raise ValueError(f"HUVIDPO_C2PA_CERTIFICATE and HUVIDPO_C2PA_KEY cannot sign: {error}") from error
 
-    def mark(self, data: bytes, media_type: str, clip: ClipRequest) -> bytes:
-        """The clip's file with its manifest. Raises C2paError."""
-        weights = weights_of(self._catalog, self._model, clip.category)
+    def mark(self, data: bytes, media_type: str, clip: ClipRequest, ran_on: str | None = None) -> bytes:
+        """The clip's file with its manifest. `ran_on`: SHA-256 of its weights; None: those of the catalog.
+        Raises C2paError.
+        """
+        weights = ran_on or (weights_of(self._catalog, self._model, clip.category) or {}).get("sha256")
         options = {name: value for name, value in asdict(clip.options).items() if value is not None}
         facts = {"model": self._model, "category": clip.category, "style": clip.style, "seed": clip.seed}
-        return self.sign(
-            data, media_type, facts | {"sampling": options, "weights": weights and weights["sha256"]}
-        )
+        return self.sign(data, media_type, facts | {"sampling": options, "weights": weights})
 
     def sign(self, data: bytes, media_type: str, facts: dict[str, Any]) -> bytes:
         import c2pa

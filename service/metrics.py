@@ -77,6 +77,9 @@ WEIGHTS = Gauge(
     ["category", "stage", "sha256"],
     multiprocess_mode="livemax",
 )
+RELOADS = Counter(
+    "huvidpo_reloads", "New weights of a category that a runner found: taken or refused.", ["outcome"]
+)
 BACKEND = Gauge(
     "huvidpo_backend_info", "What a stage runs on; 1.", ["stage", "backend"], multiprocess_mode="livemax"
 )

@@ -1,5 +1,6 @@
 """What the gateway answers beside BentoML's routes: the page at /, GET /models, the rating page at /rate."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -20,9 +21,13 @@ PREFIXES = ("/rate/", "/page/")
 FILES = ("style.css", "app.js", "api.js", "view.js")
 
 
-def with_pages(app: App, settings: Settings, catalog: Catalog) -> App:
-    """`app`, with our pages in front. Raises ClipFolderError or PreferencesError if /rate cannot be shown."""
-    pages, page = Starlette(routes=_routes(settings, catalog)), _page()
+def with_pages(
+    app: App, settings: Settings, catalog: Catalog, running: Callable[[], dict[str, list[str]]] = dict
+) -> App:
+    """`app`, with our pages in front. `running`: hashes of the weights that runners have of each category.
+    Raises ClipFolderError or PreferencesError if /rate cannot be shown.
+    """
+    pages, page = Starlette(routes=_routes(settings, catalog, running)), _page()
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
@@ -36,9 +41,14 @@ def with_pages(app: App, settings: Settings, catalog: Catalog) -> App:
     return routed
 
 
-def _routes(settings: Settings, catalog: Catalog) -> list[BaseRoute]:
+def _routes(
+    settings: Settings, catalog: Catalog, running: Callable[[], dict[str, list[str]]]
+) -> list[BaseRoute]:
     def models(request: Request) -> Response:
-        return JSONResponse(describe(catalog, settings.model), headers={"Cache-Control": "no-store"})
+        answer, hashes = describe(catalog, settings.model), running()
+        for category in answer["categories"]:
+            category["running"] = hashes.get(category["name"], [])
+        return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 
     routes: list[BaseRoute] = [Route("/models", models)]
     if settings.rating_clips:

@@ -104,6 +104,14 @@ class Router:
         """Whether a runner can take jobs."""
         return any(peer.ready for peer in self._peers.values())
 
+    def weights(self) -> dict[str, list[str]]:
+        """SHA-256 of the weights that ready runners have of each category, several while they change."""
+        found: dict[str, set[str]] = {}
+        for peer in self._peers.values():
+            for category, sha256 in ((peer.report or {}).get("weights", {}) if peer.ready else {}).items():
+                found.setdefault(category, set()).add(sha256)
+        return {category: sorted(hashes) for category, hashes in found.items()}
+
     def check_room(self) -> None:
         """Raises QueueFull when the queue of every runner is full, with the seconds until one has a place."""
         ready = [peer for peer in self._peers.values() if peer.ready]

@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,6 +30,7 @@ import numpy as np
 from huvidpo import video
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
+from huvidpo.errors import CheckpointError
 from service import lineage, metrics
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
@@ -36,6 +38,7 @@ from service.hop import pack
 from service.images import from_png, to_png
 from service.order import Terms
 from service.pace import Work
+from service.reload import Watch
 from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.schemas import RunnerJob
 from service.settings import Settings
@@ -100,15 +103,49 @@ class FirstFrameModel:
 
 
 class VideoModel:
-    """`loaded`: SHA-256 of each category's weights, filled in while hashing goes on."""
+    """`loaded`: SHA-256 of each category's weights, filled in while hashing goes on.
+
+    `replace` changes what the next batch runs on: one assignment, so that a batch has the pipeline and the
+    hashes of before or of after. `running` is the pipeline of the batch that is on the device.
+    """
 
     def __init__(self, pipeline: "VideoPipeline", loaded: Mapping[str, str]):
-        self.loaded = loaded
-        self.pipeline, self._checking = pipeline, copy.copy(pipeline)
+        self._serving = pipeline, loaded
+        self._ran_on = loaded
+        self.running: VideoPipeline | None = None
+        self._checking = copy.copy(pipeline)
         self._checking.tokenizer = copy.deepcopy(pipeline.tokenizer)  # see FirstFrameModel
         self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
         self.room: int | None = None  # requests at once that the GPU has memory for; None: any number
+        self.spare = True  # whether there is memory for one category more
         self.on_cpu = pipeline.text_encoder.device.type == "cpu"
+
+    @property
+    def pipeline(self) -> "VideoPipeline":
+        return self._serving[0]
+
+    @property
+    def loaded(self) -> Mapping[str, str]:
+        return self._serving[1]
+
+    def load_beside(self, category: str, file: Path) -> Any:
+        """What would run the category with the weights of `file`. Raises CheckpointError, EngineError."""
+        if not self.spare:
+            raise CheckpointError(
+                "the GPU has no memory for two of one category's weights at once: restart this runner"
+            )
+        assert self.pipeline.load_beside is not None
+        network = self.pipeline.load_beside(category, file)
+        lines = _max_batch([network])
+        if lines is not None and (self.max_batch is None or lines < self.max_batch):
+            raise CheckpointError(f"its engine takes {lines} requests at once, the others more")
+        return network
+
+    def replace(self, category: str, network: Any, sha256: str) -> None:
+        """From the next batch on; not on the compute thread."""
+        pipeline, checking = copy.copy(self.pipeline), copy.copy(self._checking)
+        pipeline.unets = checking.unets = {**pipeline.unets, category: network}
+        self._checking, self._serving = checking, (pipeline, {**self.loaded, category: sha256})
 
     def work(self, job: RunnerJob) -> Work:
         options = SamplingOptions(**job.options)
@@ -141,10 +178,14 @@ class VideoModel:
         return self.pipeline.can_share_batch(a[0], b[0])
 
     def weights(self, item: VideoItem) -> str | None:
-        return self.loaded.get(item[0].category)
+        return self._ran_on.get(item[0].category)
 
     def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
-        return self.pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
+        self.running, self._ran_on = self._serving
+        try:
+            return self.running([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
+        finally:
+            self.running = None
 
 
 def _max_batch(networks: Iterable[Any]) -> int | None:
@@ -180,9 +221,11 @@ def load_video(settings: Settings) -> VideoModel:
 
     place = _placement(settings, "video")
     part = _take_part(settings, "video", place)
-    loaded = _hashed(lambda found: lineage.hash_weights(load_catalog(), settings.model, found))
-    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place), loaded)
-    model.room = part.requests if part else None
+    watch = Watch(load_catalog(), settings.model)  # before they are loaded: what changes since is seen
+    model = VideoModel(VideoPipeline.from_catalog(settings.model, **place), watch.loaded)
+    if part:
+        model.room, model.spare = part.requests, part.spare
+    watch.start(model, settings.reload_seconds)
     return model
 
 

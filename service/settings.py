@@ -24,6 +24,7 @@ class Settings:
     dtype: str = ""  # float32, float16 or bfloat16; empty: float16 on CUDA; else bfloat16 if the CPU has it
     backend: str = "auto"  # of the UNets, one of huvidpo.config.BACKENDS; auto: the fastest there is
     threads: int = 0  # torch CPU threads per runner; 0: torch's choice
+    reload_seconds: int = 5  # between two looks for new weights of categories, 0..86400; 0: never
     max_batch: int = 4  # requests denoised together, 1..64
     queue_size: int = 64  # requests waiting in one runner before it answers "queue full", 1..10000
     max_in_flight: int = 64  # requests one gateway holds at once, 1..95; see AT_RUNNERS
@@ -100,6 +101,7 @@ _ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _RANGES = {
     "threads": (0, 1024),
+    "reload_seconds": (0, 86_400),
     "max_batch": (1, 64),
     "queue_size": (1, 10_000),
     "max_in_flight": (1, 95),

@@ -166,6 +166,7 @@ def server(start_server: Callable[..., Server], random_family: Path, rated_clips
         HUVIDPO_MAX_BODY_MIB="1",
         HUVIDPO_RATING_CLIPS=str(rated_clips),
         HUVIDPO_BACKEND="torch",  # the default compiles for each of the many shapes these tests ask for
+        HUVIDPO_RELOAD_SECONDS="1",
     )
     assert server.wait_ready() <= {200, 503}
     return server

@@ -2,8 +2,14 @@
 
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from safetensors.torch import load, save
 
 from huvidpo.catalog import DEFAULT_MODEL
+from huvidpo.files import write_bytes
+from huvidpo.video import decode
 from preferences.records import read_records
 
 
@@ -20,6 +26,40 @@ def test_models_reports_the_weights(server, random_family):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert server.client.post("/models", json={}).status_code == 405
+
+
+def test_new_weights_are_taken_while_it_serves(server, random_family):
+    """And the old ones again. Clips in the making meanwhile are of the weights that they name."""
+    file = random_family / "categories" / "rain.safetensors"
+    old = file.read_bytes()
+    tensors = {name: tensor * 1.5 for name, tensor in load(old).items()}
+
+    def clip(_: int = 0) -> tuple[str, np.ndarray]:
+        response = server.generate(category="rain", seed=5, frames=4)
+        assert response.status_code == 200, response.text
+        return response.headers["x-weights"], decode(response.content)[0].astype(int)
+
+    def running() -> list[str]:
+        served = server.client.get("/models").json()["categories"]
+        return next(one["running"] for one in served if one["name"] == "rain")
+
+    made, answers = dict([clip()]), []
+    with ThreadPoolExecutor(3) as pool:
+        for content in (save(tensors), old):
+            write_bytes(file, content)
+            new, deadline = hashlib.sha256(content).hexdigest(), time.monotonic() + 120
+            while running() != [new]:
+                assert time.monotonic() < deadline, server.tail()
+                answers += pool.map(clip, range(3))
+            sha256, frames = clip()
+            assert sha256 == new
+            made.setdefault(new, frames)
+            assert server.metric("huvidpo_category_weights_info", category="rain", sha256=new) == 1
+            assert server.metric("huvidpo_category_weights_info", category="rain") == 1
+    assert len(made) == 2
+    for sha256, frames in answers:
+        nearest = min(made, key=lambda other: np.abs(frames - made[other]).mean())
+        assert nearest == sha256
 
 
 def test_rating_at_the_service(server, rated_clips):

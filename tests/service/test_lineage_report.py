@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.checkpoint import read_metadata
-from service.lineage import describe, publish
+from service.lineage import describe, publish, weights_file
 
 
 @pytest.fixture
@@ -78,8 +78,12 @@ def test_a_damaged_card_is_left_out(catalog):
 
 
 def test_metric(catalog):
-    publish(catalog, DEFAULT_MODEL)
+    folder = catalog.models[DEFAULT_MODEL].categories
     sha256 = of(catalog, "horse")["sha256"]
+    publish("horse", folder / "horse.safetensors", sha256)
+    publish("smile", None, "")
+    rain = weights_file(folder / "rain")
+    publish("rain", rain, of(catalog, "rain")["sha256"])
 
     def value(**labels):
         return REGISTRY.get_sample_value("huvidpo_category_weights_info", labels)
