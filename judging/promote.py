@@ -11,7 +11,8 @@ service.rating --clips RUN` asks them which of each two is better, and the same 
 by their answers. Accepted, and exit 0, if the 95 % interval of the win rate, clustered by prompt, lies above
 50 % and motion is at least 90 % of the old; otherwise refused, with the reasons, and exit 4. RUN keeps the
 clips, `sheet.png` (old above new) and the verdict, `promotion.json`. `--accept` copies accepted weights to
-the model's categories, with their card; whatever goes wrong, those that are there stay.
+the model's categories, with their card; whatever goes wrong, those that are there stay. A service takes them
+while it runs; `python -m judging.rollback` puts the earlier ones back.
 """
 
 import argparse
@@ -48,7 +49,7 @@ from preferences.clips import ClipEntry, ClipFolderError, read_clips, write_clip
 from preferences.metrics import Estimate, EvaluationError, flow, ratio_of_means, win_rate
 from preferences.records import RATINGS_FILE, Comparison, Opinion, read_records
 from preferences.thumbnails import contact_sheet, strip
-from training.lineage import card_path, commit, place
+from training.lineage import commit, keep_previous, metrics_of, place
 
 COUNT = 40  # pairs: 27 wins of 40 put the interval above one half
 LEAST_MOTION = 0.9  # of the old weights' motion
@@ -277,10 +278,11 @@ def to_text(found: Mapping[str, Any]) -> str:
 
 
 def ship(candidate: Path, target: Path, found: Mapping[str, Any]) -> None:
-    """Copy accepted weights to `target`, with the metrics of their card and the verdict in their new card."""
-    earlier = card_path(candidate)
-    metrics = json.loads(earlier.read_text(encoding="utf-8"))["metrics"] if earlier.is_file() else {}
-    place(candidate, target, {**metrics, "promotion": dict(found)})
+    """Copy weights to `target`, with the metrics of their card and the verdict in their new card. Those that
+    were there are kept, for `judging.rollback`.
+    """
+    keep_previous(target)
+    place(candidate, target, {**metrics_of(candidate), "promotion": dict(found)})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -305,7 +307,7 @@ def _main(args: argparse.Namespace) -> int:
     (folder / REPORT).unlink(missing_ok=True)  # an earlier verdict must not be taken for this one's
 
     target = args.out / category.weights if args.out else shipped
-    for place_for in (folder, *([target.parent] if args.accept else [])):
+    for place_for in (folder, *([target.parent] if args.accept or args.force else [])):
         make_folder(place_for)
     if args.people:
         records = read_records(folder / RATINGS_FILE)
@@ -329,8 +331,8 @@ def _main(args: argparse.Namespace) -> int:
     text = json.dumps({**found, "clips": rows}, indent=1) + "\n"
     write_text(folder / REPORT, text)
     print(to_text(found))
-    if decision.accepted and args.accept:
-        ship(args.candidate, target, found)
+    if (decision.accepted and args.accept) or args.force:
+        ship(args.candidate, target, found if decision.accepted else {**found, "forced": True})
         print(f"shipped: {target}")
     elif not decision.accepted:
         print(f"{target} stays as it {'is' if target.exists() else 'was: not there'}")
@@ -387,6 +389,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", type=Path, help="default: runs/promote/<model>-<category>")
     parser.add_argument("--accept", action="store_true", help="copy accepted weights to the categories")
+    parser.add_argument("--force", action="store_true", help="copy refused ones too; their card says so")
     parser.add_argument("--out", type=Path, help="folder to copy them to; default: the model's categories")
     return parser
 

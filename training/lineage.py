@@ -60,6 +60,26 @@ def place(weights: Path, target: Path, metrics: Mapping[str, Any]) -> None:
         card.write_text(_card(part, target.name, metrics), encoding="utf-8")
 
 
+def metrics_of(weights: Path) -> dict[str, Any]:
+    """Those of the card beside them; none without one."""
+    card = card_path(weights)
+    metrics = json.loads(card.read_text(encoding="utf-8"))["metrics"] if card.is_file() else {}
+    return dict(metrics)
+
+
+def keep_previous(target: Path) -> None:
+    """A copy of weights that are to be replaced, in the folder `previous` beside them, named by their
+    SHA-256. Nothing where there is no file.
+    """
+    if target.is_file():
+        kept = previous(target) / f"{target.stem}.{hash_file(target)}{target.suffix}"
+        place(target, kept, metrics_of(target))  # anew if it is there: the latest was kept last
+
+
+def previous(target: Path) -> Path:
+    return target.parent / "previous"
+
+
 def _card(file: Path, name: str, metrics: Mapping[str, Any]) -> str:
     lineage = {key: _spelt_out(key, value) for key, value in sorted(read_metadata(file).items())}
     facts = {"file": name, "sha256": hash_file(file), "bytes": file.stat().st_size}

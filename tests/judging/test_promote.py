@@ -81,7 +81,8 @@ def test_what_goes_wrong_in_the_gate_leaves_what_ships(quick_family, tmp_path, m
     assert not (run / "promotion.json").exists()
     with pytest.raises(TypeError):  # its card cannot be written
         promote.ship(old, shipped, {"no JSON": {1, 2}})
-    assert {path.name: path.read_bytes() for path in shipped.parent.iterdir()} == before
+    left = {path.name: path.read_bytes() for path in shipped.parent.iterdir() if path.is_file()}
+    assert left == before
 
 
 @pytest.mark.skipif(not (SHIPPED / "video" / "unet").is_dir(), reason="models/tiny is not there yet")

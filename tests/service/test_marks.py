@@ -46,6 +46,8 @@ def test_a_signed_clip_says_what_made_it(settings, marks, format, media_type):
         DEFAULT_MODEL, "horse", "cartoon", 7,
     )  # fmt: skip
     assert lineage["weights"] == weights_of(load_catalog(), DEFAULT_MODEL, "horse")["sha256"]
+    signed = marks.mark(clip(format), media_type, CLIP, "of the weights that ran")
+    assert verify(signed, settings)["lineage"]["weights"] == "of the weights that ran"
     assert b"secret" not in signed  # the prompt is nobody else's business
     assert verify(signed, Settings())["state"] == "valid"  # whoever signed it
 
@@ -93,7 +95,7 @@ def test_a_clip_that_cannot_be_signed_is_not_given_out():
     async def runner(job):
         yield {"event": "done", "data": b"x", "queued": 0.0, "seconds": 0.0, "encode": 0.0, "backend": "none"}
 
-    def expired(data, media_type, clip):
+    def expired(data, media_type, clip, weights):
         raise RuntimeError("the certificate has expired")
 
     async def main():
