@@ -39,6 +39,7 @@ COPY preferences preferences
 COPY service service
 COPY models models
 # What is written goes to /tmp and /data: the rest can be read-only.
+ARG COMMIT=""
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -49,6 +50,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     BENTOML_PORT=3000 \
     HF_HUB_OFFLINE=1 \
     HUVIDPO_DATA=/data \
+    HUVIDPO_COMMIT=$COMMIT \
     HUVIDPO_ENGINES=/data/engines
 USER 10001
 EXPOSE 3000 3001

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import bentoml
 from bentoml.validators import ContentType
 
+from huvidpo import __version__
 from service.schemas import GenerateRequest, RunnerJob
 from service.settings import Settings
 
@@ -55,14 +56,14 @@ class GuardedService(bentoml.Service):
     """A BentoML service inside our guard: only the outermost layer sees all errors and all bodies."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
-        from service import logs
+        from service import logs, metrics
         from service.http import Guard
-        from service.metrics import forget_the_dead
 
         logs.configure(SETTINGS, self.name)
         # BentoML shows the warnings of others only, unless told otherwise
         logging.getLogger("service").setLevel(logging.INFO)
-        forget_the_dead()
+        metrics.forget_the_dead()
+        metrics.BUILD.labels(__version__, SETTINGS.commit or "unknown", SETTINGS.model).set(1)
         return Guard(super().to_asgi(is_main), max_body=SETTINGS.max_body_mib * 2**20, paths=PATHS)
 
 

@@ -114,6 +114,7 @@ class _Entry(Generic[J, R]):
     item: Any = None  # None until it is prepared
     position: int = 0  # as it was told last
     left: bool = False  # nobody waits for it any more
+    left_at: float = 0.0  # and since when
 
     def send(self, event: "Event[R] | Exception") -> None:
         try:
@@ -280,7 +281,7 @@ class Batcher(Generic[J, R]):
 
     def _leave(self, entry: _Entry[J, R]) -> None:
         with self._wake:
-            entry.left = True
+            entry.left, entry.left_at = True, time.monotonic()
             if entry in self._queue:
                 self._take(entry, "left")
                 metrics.CANCELLED.labels(self.stage).inc()
@@ -522,7 +523,11 @@ class Batcher(Generic[J, R]):
                 if step > 1 or total == 1:  # the first took what comes before the steps too
                     effort = computing if model.on_cpu else seconds
                     self._pace.learn_step(now.work.shape, len(running), seconds, effort)
+                    metrics.STEP_SECONDS.labels(self.stage).observe(seconds)
             keep = [not (entry.left or self._closed) for entry in running]
+            for entry in running:
+                if entry.left:
+                    metrics.CANCEL_SECONDS.labels(self.stage).observe(time.monotonic() - entry.left_at)
             running[:] = [entry for entry, kept in zip(running, keep, strict=True) if kept]
             for entry in running:
                 entry.send(Step(step, total))

@@ -20,7 +20,7 @@ from service import metrics
 from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
 from service.order import PRIORITIES, Priority
-from service.request_id import CALLER
+from service.request_id import CALLER, DOOR
 from service.schemas import MEDIA_TYPES, Format, GenerateRequest, RunnerJob
 from service.settings import Settings
 
@@ -160,7 +160,7 @@ class Generation:
             outcome = row_of(error).code
             raise
         finally:
-            metrics.REQUESTS.labels(outcome, category).inc()
+            count_request(outcome, category)
 
     def _enter(self) -> None:
         if self.draining:
@@ -295,12 +295,14 @@ class Generation:
         self, stage: str, runner: Runner, job: RunnerJob, plan: Plan
     ) -> AsyncGenerator[Queued | Progress | bytes, None]:
         """Queued and Progress of one stage, then its result; seconds and backend go to `plan`."""
+        loop, expected, accepted = asyncio.get_running_loop(), None, 0.0
         try:
             async with aclosing(self._until(runner(job), plan.deadline)) as lines:
                 async for line in lines:
                     if line["event"] in ("accepted", "queued"):
                         eta = self._expect(plan, stage, line["eta"])
                         if line["event"] == "accepted":
+                            expected, accepted = line["eta"], loop.time()
                             self._check_time(plan, eta)
                         yield Queued(stage, line["position"], eta)
                     elif line["event"] == "step":
@@ -308,6 +310,8 @@ class Generation:
                     elif line["event"] == "error":
                         raise from_dict(line)
                     elif line["event"] == "done":
+                        if expected and not plan.begun_elsewhere:  # else it was said at another time
+                            metrics.ETA_RATIO.labels(stage).observe((loop.time() - accepted) / expected)
                         plan.seconds["queue"] += line["queued"]
                         plan.seconds[stage] = line["seconds"]
                         plan.seconds["encode"] += line["encode"]
@@ -358,6 +362,11 @@ class Generation:
                 finally:
                     self._limits.discard(limit)
                 yield line
+
+
+def count_request(outcome: str, category: str = "unknown") -> None:
+    """Once for every request, by whoever knows how it ended. The names of keys are the operator's: few."""
+    metrics.REQUESTS.labels(outcome, category, DOOR.get(), CALLER.get().name or "anonymous").inc()
 
 
 def _job(plan: Plan) -> RunnerJob:

@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -24,18 +25,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.errors import INTERNAL, row_of, to_dict
-from service.generation import Event, Finished, Progress, Queued, Started
+from service.generation import Event, Finished, Progress, Queued, Started, count_request
 from service.job_rows import Job
 from service.jobs import JobEngine
 from service.keys import Keys
-from service.metrics import REQUESTS
+from service.metrics import GRPC_ANSWERS
 from service.protos import video_generation_pb2 as messages
 from service.protos import video_generation_pb2_grpc as stubs
-from service.request_id import CALLER, REQUEST_ID, TRACE_PARENT
+from service.request_id import CALLER, DOOR, REQUEST_ID, TRACE_PARENT
 from service.schemas import GenerateRequest, parse
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("service.access")
 Context: TypeAlias = grpc.aio.ServicerContext
 SERVICE = messages.DESCRIPTOR.services_by_name["VideoGeneration"].full_name
 CHUNK = 256 * 1024  # bytes of a clip in one message: far below the 4 MiB that clients accept by default
@@ -83,7 +85,7 @@ class VideoGeneration(stubs.VideoGenerationServicer):
     async def Generate(
         self, request: messages.GenerateRequest, context: Context
     ) -> AsyncIterator[messages.GenerateEvent]:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "Generate") as owner:
             self.keys.spend(owner)
             with self.keys.place(owner):
                 left = context.time_remaining()
@@ -93,45 +95,45 @@ class VideoGeneration(stubs.VideoGenerationServicer):
                             yield message
 
     async def CreateJob(self, request: messages.CreateJobRequest, context: Context) -> messages.Job:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "CreateJob") as owner:
             self.keys.spend(owner)
             wanted = read(request.request)
             return job_message(await self.jobs.create(wanted, owner, request.idempotency_key or None))
 
     async def GetJob(self, request: messages.GetJobRequest, context: Context) -> messages.Job:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "GetJob") as owner:
             return job_message(await self.jobs.get(request.id, owner))
 
     async def WatchJob(
         self, request: messages.WatchJobRequest, context: Context
     ) -> AsyncIterator[messages.Job]:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "WatchJob") as owner:
             async for job in self.jobs.watch(request.id, owner):
                 yield job_message(job)
 
     async def ListJobs(
         self, request: messages.ListJobsRequest, context: Context
     ) -> messages.ListJobsResponse:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "ListJobs") as owner:
             size = request.page_size or 20
             page = await self.jobs.page(owner, request.after or None, size, not request.oldest_first)
             return messages.ListJobsResponse(jobs=map(job_message, page.jobs), has_more=page.has_more)
 
     async def CancelJob(self, request: messages.CancelJobRequest, context: Context) -> messages.Job:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "CancelJob") as owner:
             return job_message(await self.jobs.cancel(request.id, owner))
 
     async def DeleteJob(
         self, request: messages.DeleteJobRequest, context: Context
     ) -> messages.DeleteJobResponse:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "DeleteJob") as owner:
             await self.jobs.delete(request.id, owner)
             return messages.DeleteJobResponse()
 
     async def DownloadJob(
         self, request: messages.DownloadJobRequest, context: Context
     ) -> AsyncIterator[messages.GenerateEvent]:
-        async with self._answering(context) as owner:
+        async with self._answering(context, "DownloadJob") as owner:
             job = await self.jobs.get(request.id, owner)
             data = await asyncio.to_thread(self.jobs.clip(job).read_bytes)
             yield messages.GenerateEvent(clip=job_message(job).clip)
@@ -139,27 +141,34 @@ class VideoGeneration(stubs.VideoGenerationServicer):
                 yield chunk
 
     @asynccontextmanager
-    async def _answering(self, context: Context) -> AsyncGenerator[str, None]:
-        """Around every method: gives the caller's name; the request id; exceptions as statuses. The text of
-        our faults stays here."""
+    async def _answering(self, context: Context, method: str) -> AsyncGenerator[str, None]:
+        """Around every method: gives the caller's name; the request id; exceptions as statuses; one line and
+        one count for the answer. The text of our faults stays here."""
         metadata = {name: str(value) for name, value in context.invocation_metadata() or ()}
         asked = metadata.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         REQUEST_ID.set(request_id)
         TRACE_PARENT.set(metadata.get("traceparent", "")[:64])
-        await context.send_initial_metadata((("x-request-id", request_id),))
+        DOOR.set("grpc")
+        code, name, started = "CANCELLED", "", time.monotonic()
         try:
+            await context.send_initial_metadata((("x-request-id", request_id),))
             name = self.keys.check(metadata.get("authorization", ""))
             CALLER.set(self.keys.caller(name))
             yield name
+            code = "OK"
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             if row_of(error) is INTERNAL:
                 logger.exception("request %s failed", request_id)
-            status = status_of(error, request_id)
+            code, status = row_of(error).grpc, status_of(error, request_id)
             details = (("grpc-status-details-bin", status.SerializeToString()),)
-            await context.abort(grpc.StatusCode[row_of(error).grpc], status.message, details)
+            await context.abort(grpc.StatusCode[code], status.message, details)
+        finally:
+            GRPC_ANSWERS.labels(method, code).inc()
+            facts = context.peer(), name or "-", method, code, time.monotonic() - started, request_id
+            access.info("%s %s gRPC %s %s %.3f s %s", *facts)
 
 
 def read(request: messages.GenerateRequest) -> GenerateRequest:
@@ -170,7 +179,7 @@ def read(request: messages.GenerateRequest) -> GenerateRequest:
     try:
         return parse(GenerateRequest, json.dumps(fields).encode())
     except Exception as error:
-        REQUESTS.labels(row_of(error).code, "unknown").inc()
+        count_request(row_of(error).code)
         raise
 
 

@@ -27,8 +27,8 @@ from service.errors import (
     to_dict,
 )
 from service.events import generate_events
-from service.generation import Finished, Generation
-from service.metrics import ANSWERS, REQUESTS
+from service.generation import Finished, Generation, count_request
+from service.metrics import ANSWERS
 from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.schemas import GenerateRequest, parse
 from service.waiting import Gone, while_connected
@@ -325,7 +325,7 @@ async def _read(read: Read, request: Request) -> GenerateRequest:
     try:
         return await read(request)
     except Exception as error:
-        REQUESTS.labels(row_of(error).code, "unknown").inc()
+        count_request(row_of(error).code)
         raise
 
 

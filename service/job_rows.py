@@ -173,6 +173,14 @@ class Rows:
         query = sa.select(sa.func.count()).select_from(JOBS).where(*where)
         return await self._do(lambda db: db.execute(query).scalar_one())
 
+    async def census(self) -> tuple[dict[str, int], float]:
+        """Jobs that have not ended, by status, and the seconds that the oldest queued one has waited."""
+        first = sa.func.min(JOBS.c.created_at)
+        query = sa.select(JOBS.c.status, sa.func.count(), self._now - first).where(JOBS.c.status.in_(ACTIVE))
+        found = await self._do(lambda db: db.execute(query.group_by(JOBS.c.status)).all())
+        ages = {status: max(0.0, float(age)) for status, _, age in found}
+        return dict.fromkeys(ACTIVE, 0) | {status: n for status, n, _ in found}, ages.get("queued", 0.0)
+
     async def has(self, owner: str, idempotency_key: str) -> bool:
         query = sa.select(JOBS.c.id).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency_key)
         return await self._do(lambda db: db.execute(query).first()) is not None

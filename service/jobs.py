@@ -23,6 +23,7 @@ from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics, webhooks
+from service.backlog import Backlog
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
 from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
 from service.job_rows import FIRST_TURN, Job, Rows, new_job
@@ -69,6 +70,7 @@ class JobEngine:
         folder = Path(settings.data).expanduser()
         self.store = Store(folder / "clips")
         self.feedback = folder / "feedback"  # clips that people judged, and what they said
+        self._backlog = Backlog(self.feedback, core.catalog, settings.model)
         self.rows = Rows(settings.database_url or f"sqlite:///{folder}/jobs.sqlite")
         self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
         self.executor = uuid.uuid4().hex
@@ -412,7 +414,18 @@ class JobEngine:
                 logger.exception("looking after the jobs failed, it is tried again")
             await asyncio.sleep(SWEEP_SECONDS)
 
+    async def _count(self) -> None:
+        """For the metrics: what waits in the database, and what people said that no weights know of yet."""
+        states, age = await self.rows.census()
+        for state, jobs in states.items():
+            metrics.ACTIVE_JOBS.labels(state).set(jobs)
+        metrics.OLDEST_JOB.set(age)
+        if backlog := await asyncio.to_thread(self._backlog.count):
+            for category, records in backlog.items():
+                metrics.FEEDBACK.labels(category).set(records)
+
     async def _sweep(self) -> None:
+        await self._count()
         for id in await self.rows.expired():
             await self._forget(id)
         for id, turn in await self.rows.waiting(FORGOTTEN_SECONDS):

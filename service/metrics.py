@@ -27,11 +27,40 @@ _SECONDS = (
     300.0,
     600.0,
 )  # floats: ints break parsers
+_STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 
 ANSWERS = Counter("huvidpo_http_answers", "HTTP answers, by path (others: other).", ["path", "status"])
-REQUESTS = Counter("huvidpo_requests", "Requests answered.", ["outcome", "category"])
+REQUESTS = Counter(
+    "huvidpo_requests",
+    "Requests answered; door: http or grpc, key: name of the API key, anonymous without keys.",
+    ["outcome", "category", "door", "key"],
+)
+GRPC_ANSWERS = Counter("huvidpo_grpc_answers", "gRPC calls answered.", ["method", "code"])
+BUILD = Gauge(
+    "huvidpo_build_info",
+    "What this process runs; 1.",
+    ["version", "commit", "model"],
+    multiprocess_mode="livemax",
+)
 JOBS = Counter("huvidpo_jobs", "Jobs that have ended: ok, or the code of their error.", ["outcome"])
+ACTIVE_JOBS = Gauge(
+    "huvidpo_active_jobs",
+    "Jobs in the database that have not ended, by state; every gateway tells the same.",
+    ["state"],
+    multiprocess_mode="livemax",
+)
+OLDEST_JOB = Gauge(
+    "huvidpo_oldest_queued_job_age_seconds",
+    "Seconds since the oldest job that is still queued was made; 0 when none is.",
+    multiprocess_mode="livemax",
+)
+FEEDBACK = Gauge(
+    "huvidpo_feedback_backlog_records",
+    "Opinions saved since the weights that their category runs on were written.",
+    ["category"],
+    multiprocess_mode="livemax",
+)
 WEBHOOKS = Counter("huvidpo_webhooks", "Ends of jobs told: ok, or failed after the last try.", ["outcome"])
 IN_FLIGHT = Gauge("huvidpo_requests_in_flight", "Requests being worked on.", multiprocess_mode="livesum")
 STAGE_SECONDS = Histogram(
@@ -58,6 +87,42 @@ RUNNERS = Gauge(
     "Runners of a stage that this gateway knows, by whether they can take jobs: ready or not_ready.",
     ["stage", "state"],
     multiprocess_mode="livesum",
+)
+STEP_SECONDS = Histogram(
+    "huvidpo_step_seconds",
+    "Seconds of one denoising step of a batch; the first, which holds other work too, is left out.",
+    ["stage"],
+    buckets=_STEP_SECONDS,
+)
+CANCEL_SECONDS = Histogram(
+    "huvidpo_cancel_seconds",
+    "Seconds from when a runner was told that nobody waits for a running job until it ran no more.",
+    ["stage"],
+    buckets=_STEP_SECONDS,
+)
+ETA_RATIO = Histogram(
+    "huvidpo_eta_ratio",
+    "Seconds a stage took from when it accepted a job, by those it then said it would: 1 is exact.",
+    ["stage"],
+    buckets=(0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0),
+)
+MEMORY_USED = Gauge(
+    "huvidpo_device_memory_used_bytes",
+    "Memory a runner holds, after its latest batch: of its GPU as torch reserved it, else of the process.",
+    ["stage"],
+    multiprocess_mode="livesum",
+)
+MEMORY_LIMIT = Gauge(
+    "huvidpo_device_memory_limit_bytes",
+    "Memory of the device a runner is on: of the GPU, else of the container or machine.",
+    ["stage"],
+    multiprocess_mode="livemax",
+)
+RESIDENT = Gauge(
+    "huvidpo_resident_categories",
+    "Categories whose weights a runner has in memory.",
+    ["stage"],
+    multiprocess_mode="livemax",
 )
 TURN_SECONDS = Histogram(
     "huvidpo_turn_seconds",
@@ -89,6 +154,10 @@ LOAD_SECONDS = Histogram(
     ["stage"],
     buckets=_SECONDS,
 )
+
+for _stage in ("first_frame", "video"):  # 0 until there is one, so that a rate sees the first
+    for _metric in (CANCEL_SECONDS, ETA_RATIO):
+        _metric.labels(_stage)
 
 
 def forget_the_dead() -> None:

@@ -16,6 +16,7 @@ class Caller:
     priority: Priority = "normal"
 
 
+DOOR: ContextVar[str] = ContextVar("door", default="http")  # or grpc
 NOBODY = Caller()
 CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")

@@ -26,6 +26,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+import psutil
 
 from huvidpo import video
 from huvidpo.catalog import load_catalog
@@ -99,7 +100,10 @@ class FirstFrameModel:
         return self.loaded.get("first_frame")  # one network for all categories
 
     def run(self, items: Sequence[ClipRequest], on_step: OnStep) -> Sequence[np.ndarray | None]:
-        return self.pipeline(list(items), on_step=on_step)
+        try:
+            return self.pipeline(list(items), on_step=on_step)
+        finally:
+            tell_memory("first_frame", self.pipeline.pipe.unet.device)
 
 
 class VideoModel:
@@ -186,6 +190,33 @@ class VideoModel:
             return self.running([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
         finally:
             self.running = None
+            tell_memory("video", self.pipeline.text_encoder.device)
+
+
+def tell_memory(stage: str, device: "torch.device") -> None:
+    """Sets the metrics of memory after a batch: of a GPU the most that its tensors took, and what the process
+    may take; else what the process holds, and what the container or the machine has.
+    """
+    import torch
+
+    if device.type == "cuda":
+        used = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        limit = total * torch.cuda.get_per_process_memory_fraction(device)
+    else:
+        used, limit = psutil.Process().memory_info().rss, _memory_of_host()
+    metrics.MEMORY_USED.labels(stage).set(used)
+    metrics.MEMORY_LIMIT.labels(stage).set(limit)
+
+
+def _memory_of_host() -> int:
+    """Bytes: the container's limit, if it has one."""
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # version 1 of control groups; "max"
+        return psutil.virtual_memory().total
+    return min(limit, psutil.virtual_memory().total)
 
 
 def _max_batch(networks: Iterable[Any]) -> int | None:
@@ -226,6 +257,7 @@ def load_video(settings: Settings) -> VideoModel:
     if part:
         model.room, model.spare = part.requests, part.spare
     watch.start(model, settings.reload_seconds)
+    metrics.RESIDENT.labels("video").set(len(model.pipeline.unets))
     return model
 
 

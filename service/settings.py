@@ -55,6 +55,7 @@ class Settings:
     c2pa_algorithm: str = "es256"  # of that key: es256, es384, es512, ps256, ps384, ps512 or ed25519
     c2pa_anchors: str = ""  # PEM file of authorities whose signatures are trusted when clips are verified
     log_format: str = "text"  # text, or json: an object a line
+    commit: str = ""  # of the source that this is, for the metric huvidpo_build_info
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:

@@ -268,6 +268,11 @@ def test_leaving_at_the_first_word_frees_the_place(batcher, model):
 
 
 def test_a_job_nobody_waits_for_stops_within_one_step(batcher, model):
+    def cancels():
+        return REGISTRY.get_sample_value("huvidpo_cancel_seconds_count", {"stage": batcher.stage}) or 0.0
+
+    before = cancels()
+
     async def main():
         async with aclosing(batcher.submit(("a", 0))) as events:
             model.allow(1)
@@ -280,6 +285,7 @@ def test_a_job_nobody_waits_for_stops_within_one_step(batcher, model):
 
     assert asyncio.run(main()) == 107
     assert model.steps == 2 + STEPS
+    assert cancels() == before + 1
 
 
 def test_one_of_a_batch_leaves_and_the_others_go_on(batcher, model):

@@ -121,6 +121,8 @@ def rig():
 
 @contextmanager
 def counted(name, by=1.0, **labels):
+    if name == "huvidpo_requests_total":
+        labels = {"door": "http", "key": "anonymous"} | labels
     before = REGISTRY.get_sample_value(name, labels) or 0.0
     yield
     assert (REGISTRY.get_sample_value(name, labels) or 0.0) - before == by

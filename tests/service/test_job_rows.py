@@ -66,3 +66,24 @@ def test_each_owner_is_next_before_anybodys_second(tmp_path):
         rows.close()
 
     asyncio.run(main())
+
+
+def test_the_census_counts_what_has_not_ended_and_how_long_the_oldest_waits(tmp_path):
+    async def main():
+        rows = Rows(f"sqlite:///{tmp_path}/jobs.sqlite")
+        await rows.prepare()
+        empty = await rows.census()
+        for id in ("video_a", "video_b", "video_c"):
+            job = new_job(id, "ann", {}, 1, None)
+            await rows.add(replace(job, created_at=job.created_at - 60), None, "x")
+        await rows.claim("video_a", "me")
+        await rows.claim("video_b", "me")
+        await rows.fail("video_b", {"code": "internal"}, 1)
+        found = await rows.census()
+        rows.close()
+        return empty, found
+
+    empty, (states, age) = asyncio.run(main())
+    assert empty == ({"queued": 0, "in_progress": 0}, 0.0)
+    assert states == {"queued": 1, "in_progress": 1}
+    assert 60 <= age < 3600
