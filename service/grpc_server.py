@@ -167,8 +167,11 @@ class VideoGeneration(stubs.VideoGenerationServicer):
             await context.abort(grpc.StatusCode[code], status.message, details)
         finally:
             GRPC_ANSWERS.labels(method, code).inc()
-            facts = context.peer(), name or "-", method, code, time.monotonic() - started, request_id
-            access.info("%s %s gRPC %s %s %.3f s %s", *facts)
+            facts = {
+                "client": context.peer(), "key": name or "-", "method": "gRPC", "path": method,
+                "status": code, "seconds": round(time.monotonic() - started, 4),
+            }  # fmt: skip
+            access.info("%s %s %s %s %s %.3f s %s", *facts.values(), request_id, extra=facts)
 
 
 def read(request: messages.GenerateRequest) -> GenerateRequest:

@@ -98,6 +98,10 @@ def test_every_wrong_field_is_named(server, stub):
     assert details["ErrorInfo"].reason == "invalid_request"
     assert [one.field for one in details["BadRequest"].field_violations] == ["steps", "guidance"]
     assert server.metric("huvidpo_requests_total", outcome="invalid_request") == before + 1
+    assert (
+        server.metric("huvidpo_requests_total", door="grpc", key="anonymous", outcome="invalid_request") > 0
+    )
+    assert server.metric("huvidpo_grpc_answers_total", method="Generate", code="INVALID_ARGUMENT") > 0
 
 
 @pytest.mark.parametrize(
