@@ -137,5 +137,16 @@ def test_what_scales_runners_finds_something(ask):
 
 
 @needs_promtool
+def test_every_panel_finds_something(ask):
+    board = json.loads((ROOT / "deploy/grafana/huvidpo.json").read_text())
+    variables = {"$job": ".+", "$instance": ".+", "$__rate_interval": "1m"}
+    for target in (target for panel in board["panels"] for target in panel.get("targets", ())):
+        query = target["expr"]
+        for name, value in variables.items():
+            query = query.replace(name, value)
+        assert ask(query), query
+
+
+@needs_promtool
 def test_an_expression_over_nothing_finds_nothing(ask):
     assert ask("huvidpo:no_such:ratio") == []
