@@ -1,0 +1,1 @@
+"""The deployment, rehearsed on one machine: `python -m deploy.rehearsal`."""
