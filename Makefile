@@ -11,7 +11,7 @@ export BENTOML_DO_NOT_TRACK = True
 # equal_numbers compares two states of the project: it is run by hand
 BENCHMARKS := $(filter-out __init__ common equal_numbers,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
-.PHONY: help setup serve train test check format bench tiny lock protos
+.PHONY: help setup serve train test check format bench rehearsal tiny lock protos
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -38,6 +38,9 @@ format: $(VENV)/dev.done  ## rewrite the code in the project's format
 
 bench: $(VENV)/dev.done  ## run the benchmarks; results go to benchmarks/results
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || echo "$$name failed"; done
+
+rehearsal: $(VENV)/dev.done  ## run the deployment on this machine and break it, part by part (docs/rehearsal.md)
+	$(BIN)/python -m deploy.rehearsal
 
 tiny: $(VENV)/dev.done  ## train the whole built-in family; hours on two cores, resumable
 	$(BIN)/python -m tiny.build

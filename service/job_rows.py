@@ -288,6 +288,8 @@ class Rows:
 
 
 def _prepare(db: sa.Connection) -> None:
+    if db.dialect.name == "postgresql":  # whose "create if it is not there" fails where two do it at once
+        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     _METADATA.create_all(db)
     there = {column["name"] for column in sa.inspect(db).get_columns(JOBS.name)}
     for column in JOBS.columns:
@@ -296,6 +298,7 @@ def _prepare(db: sa.Connection) -> None:
             db.execute(sa.text(f"ALTER TABLE {JOBS.name} ADD COLUMN {column.name} {kind}"))
 
 
+_LOCK = 0x48755669  # any number that no other program takes
 _JSON_FIELDS = ("request", "error", "report")
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 

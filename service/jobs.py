@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
+from huvidpo.files import say
 from service import metrics, webhooks
 from service.backlog import Backlog
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
@@ -148,7 +149,7 @@ class JobEngine:
                 if idempotency_key is None or not await self.rows.has(owner, idempotency_key):
                     await self._check_room(owner)
                 if frame is not None:
-                    await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
+                    await self._put(_frame_key(job.id), frame)
                 job = replace(job, turn=await self.rows.next_turn(owner, plan.priority))
                 stored = await self.rows.add(job, idempotency_key, fingerprint)
         except BaseException:
@@ -302,7 +303,7 @@ class JobEngine:
             return key
         plan = self._plan(job)
         drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
-        await asyncio.to_thread(self.store.put, key, drawn.png)
+        await self._patiently(id, lambda: self._put(key, drawn.png))
         report = _report(plan)
         await _insist(lambda: self.rows.set_first_frame(id, key, report))
         return key
@@ -317,7 +318,7 @@ class JobEngine:
         )
         clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
         key = f"{id}/clip.{plan.format}"
-        await asyncio.to_thread(self.store.put, key, clip.data)
+        await self._patiently(id, lambda: self._put(key, clip.data))
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
         report |= {"bytes": len(clip.data), "weights": _that_ran(weights, plan.weights["video"])}
         if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
@@ -352,7 +353,7 @@ class JobEngine:
         return plan
 
     async def _patiently(self, id: str, stage: Callable[[], Awaitable[T]]) -> T:
-        """A runner that is full or away is waited for, as long as a request may take."""
+        """A runner that is full or away is waited for, as long as a request may take; so is a full disk."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.settings.request_timeout
         while True:
@@ -364,6 +365,15 @@ class JobEngine:
             await asyncio.sleep(RETRY_SECONDS)
             if not await _insist(lambda: self.rows.wanted(id, self.executor)):
                 raise _Unwanted
+
+    async def _put(self, key: str, data: bytes) -> None:
+        """Raises Unavailable where the store cannot be written to."""
+        try:
+            await asyncio.to_thread(self.store.put, key, data)
+        except OSError as error:
+            logger.warning("%s could not be stored: %s", key, say(error))
+            reason = error.strerror or type(error).__name__
+            raise Unavailable(f"clips cannot be stored at the moment: {reason}") from error
 
     async def _last(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Any:
         """The result of a stage; its steps are noted in the row. Raises _Unwanted as soon as that is so."""

@@ -1,4 +1,4 @@
-"""Imports go one way: tiny -> judging -> training -> preferences -> huvidpo; export and service beside."""
+"""Imports go one way: tiny -> judging -> training -> preferences -> huvidpo; export, service, deploy beside."""
 
 import ast
 from pathlib import Path
@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "tiny": {"huvidpo", "preferences", "training", "judging"},
     "export": {"huvidpo"},
     "service": {"huvidpo", "preferences"},
+    "deploy": {"huvidpo", "service"},
 }
 PACKAGES = tuple(ALLOWED)
 

@@ -23,14 +23,17 @@ from typing import Any
 
 from deploy.rehearsal import report
 from deploy.rehearsal.cluster import CONTAINER, Cluster, Postgres
-from deploy.rehearsal.drills import CLEAR_SECONDS, DRILLS, Drill, Failed, Scene
+from deploy.rehearsal.drills import CLEAR_SECONDS, DRILLS, PATIENCE_SECONDS, Drill, Failed, Scene
 from deploy.rehearsal.manifests import ROOT, pod_specs, render
 from deploy.rehearsal.traffic import Traffic
 from deploy.rehearsal.watch import Watch
 
 INSIDE = "HUVIDPO_REHEARSAL_ROOT"
 PODS = {"gateway": 2, "first-frame": 2, "video": 2}
-SETTINGS = {"HUVIDPO_THREADS": "1", "OMP_NUM_THREADS": "1"}  # eight processes share two cores
+SETTINGS = {
+    "HUVIDPO_THREADS": "1", "OMP_NUM_THREADS": "1",  # eight processes share two cores
+    "HUVIDPO_REQUEST_TIMEOUT": str(PATIENCE_SECONDS),
+}  # fmt: skip
 KEY = "for-trying"  # of the overlay's secret
 RATE = 0.8  # requests a second
 DATA_MIB = 64  # the volume of clips
@@ -74,17 +77,7 @@ def _inside(keep: bool) -> int:
         ' && exec "$@"'
     )
     own = [] if os.getuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
-    command = [
-        "unshare",
-        *own,
-        "--mount",
-        "sh",
-        "-c",
-        mounts,
-        "rehearsal",
-        sys.executable,
-        *sys.orig_argv[1:],
-    ]
+    command = [*CONTAINER, *own, "sh", "-c", mounts, "rehearsal", sys.executable, *sys.orig_argv[1:]]
     try:
         status = subprocess.run(command, env=os.environ | {INSIDE: str(root)}, cwd=ROOT).returncode
     except FileNotFoundError:
@@ -157,6 +150,7 @@ async def _do(drill: Drill, scene: Scene, tell: Any, now: Any) -> dict[str, Any]
     tell(drill.name)
     entry: dict[str, Any] = {"drill": drill.name, "from": now(), "alerts": drill.alerts, "problem": None}
     try:
+        await scene.all_ready()
         await drill.run(scene)
         entry["mended"] = now()
         if not await scene.watch.until(lambda firing: not firing, CLEAR_SECONDS):

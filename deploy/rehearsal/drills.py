@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.rehearsal.cluster import Cluster, Pod, Postgres
@@ -18,7 +18,7 @@ from deploy.rehearsal.watch import Watch
 
 FIRE_SECONDS, CLEAR_SECONDS = 60.0, 120.0
 HEAVY = {"steps": 100, "frames": 64}  # minutes of work, to be cancelled
-SETTLE_SECONDS = 4.0
+PATIENCE_SECONDS = 75  # HUVIDPO_REQUEST_TIMEOUT here: how long a job waits for a runner
 
 
 class Failed(Exception):
@@ -49,7 +49,6 @@ class Drill:
     name: str
     run: Callable[[Scene], Awaitable[None]]
     alerts: tuple[str, ...] = ()
-    tags: tuple[str, ...] = field(default=())
 
 
 async def calm(scene: Scene) -> None:
@@ -108,26 +107,33 @@ async def flapping(scene: Scene) -> None:
 
 
 async def no_video(scene: Scene) -> None:
-    """All video runners are dead, and stay so for a while: who waits is refused, jobs wait."""
+    """All video runners are dead for longer than a job is patient: who waits is refused, jobs fail."""
+    traffic = scene.traffic
+    traffic.jobs_paused = True  # these are not to be lost
+    await traffic.settle("job")
     pods = scene.cluster.of("video", ready=False)
     for pod in pods:
         pod.held = True
         pod.signal(signal.SIGKILL)
-    # people who wait for their clip, more of them than those who leave a job
+    doomed = traffic.ask_for_jobs(6, doomed=True)
     waiting = [asyncio.create_task(refused(scene)) for _ in range(3)]
     try:
         await scene.fire("HuvidpoRunnerMissing", "HuvidpoErrorsFast", "HuvidpoErrorsSlow")
+        await until(lambda: all(asked.outcome for asked in doomed), 2 * PATIENCE_SECONDS)
+        await scene.fire("HuvidpoJobsFail")
     finally:
         for task in waiting:
             task.cancel()
         for pod in pods:
             pod.held = False
-    await scene.all_ready()
+        traffic.jobs_paused = False
+    if {asked.outcome for asked in doomed} != {"unavailable"}:
+        raise Failed(f"jobs that could not be made ended as {', '.join(str(a.outcome) for a in doomed)}")
 
 
 async def refused(scene: Scene) -> None:
     while True:
-        asked = scene.traffic.ask("http", scene.traffic._http)
+        asked = scene.traffic.ask("http", scene.traffic.wait_for_clip)
         while asked.outcome is None:
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)
@@ -142,11 +148,11 @@ async def database_gone(scene: Scene) -> None:
 
 
 async def disk_full(scene: Scene) -> None:
-    """The volume of clips is full: jobs fail with a name, after their tries."""
+    """The volume of clips: what is made meanwhile is kept until there is room."""
     filler = scene.cluster.data / "filler"
     fill(filler)
     try:
-        await scene.fire("HuvidpoJobsFail")
+        await asyncio.sleep(15)
     finally:
         filler.unlink()
 
@@ -231,11 +237,11 @@ DRILLS = (
     Drill("a gateway is frozen for longer than its lease", frozen("gateway", 14), ("HuvidpoTargetDown",)),
     Drill("a first-frame runner comes and goes", flapping, ("HuvidpoTargetRestarts",)),
     Drill("Postgres is away for 20 s", database_gone),
-    Drill("the volume of clips is full", disk_full, ("HuvidpoJobsFail",)),
+    Drill("the volume of clips is full for 15 s", disk_full),
     Drill(
-        "all video runners are dead",
+        "all video runners are dead for longer than a job is patient",
         no_video,
-        ("HuvidpoRunnerMissing", "HuvidpoErrorsFast", "HuvidpoErrorsSlow"),
+        ("HuvidpoRunnerMissing", "HuvidpoErrorsFast", "HuvidpoErrorsSlow", "HuvidpoJobsFail"),
     ),
     Drill("video runners are slow", slow, ("HuvidpoClipsSlow",)),
     Drill("ten times too much is asked for", flooded, ("HuvidpoWorkWaits", "HuvidpoRefuses")),

@@ -27,7 +27,9 @@ SMALL = {"steps": 4, "frames": 8}  # of every clip, so that two cores keep up wi
 
 @dataclass
 class Asked:
-    """One request: `outcome` is "ok", or the code of its error; None until it has ended."""
+    """One request: `outcome` is "ok", or the code of its error; None until it has ended. `doomed`: it was made
+    to fail.
+    """
 
     door: str
     at: float
@@ -35,6 +37,7 @@ class Asked:
     id: str = ""
     outcome: str | None = None
     seconds: float = 0.0
+    doomed: bool = False
 
 
 @dataclass
@@ -47,7 +50,8 @@ class Traffic:
     categories: list[str]
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     asked: list[Asked] = field(default_factory=list)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    jobs_paused: bool = False
+    _tasks: dict[asyncio.Task[None], str] = field(default_factory=dict)
 
     async def run(self) -> None:
         """For ever: it does not wait for answers."""
@@ -56,26 +60,30 @@ class Traffic:
             dice = self.rng.random()
             door, call = (
                 ("job", self._job) if dice < JOBS_SHARE
-                else ("http", self._http) if dice < JOBS_SHARE + HTTP_SHARE
+                else ("http", self.wait_for_clip) if dice < JOBS_SHARE + HTTP_SHARE
                 else ("grpc", self._grpc)
             )  # fmt: skip
-            self.ask(door, call)
+            if door != "job" or not self.jobs_paused:
+                self.ask(door, call)
 
     def ask(self, door: str, call: Callable[[Asked], Awaitable[str]]) -> Asked:
         asked = Asked(door, time.monotonic(), uuid.UUID(int=self.rng.getrandbits(128)).hex)
         self.asked.append(asked)
         task = asyncio.create_task(self._follow(asked, call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = door
+        task.add_done_callback(self._tasks.pop)
         return asked
 
-    def ask_for_jobs(self, count: int, **options: int) -> list[Asked]:
-        return [self.ask("job", lambda asked: self._job(asked, **options)) for _ in range(count)]
+    def ask_for_jobs(self, count: int, doomed: bool = False, **options: int) -> list[Asked]:
+        made = [self.ask("job", lambda asked: self._job(asked, **options)) for _ in range(count)]
+        for asked in made:
+            asked.doomed = doomed
+        return made
 
-    async def settle(self) -> None:
-        """Until everything that was asked has ended."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def settle(self, *doors: str) -> None:
+        """Until everything that was asked there, or anywhere, has ended."""
+        while open_ := [task for task, door in self._tasks.items() if door in doors or not doors]:
+            await asyncio.wait(open_)
 
     def outcomes(self) -> dict[str, Counter[str]]:
         """Door -> how its requests ended."""
@@ -132,7 +140,7 @@ class Traffic:
     def _client(self, pod: Pod) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{pod.url}/v1", api_key=self.key, max_retries=0, timeout=15)
 
-    async def _http(self, asked: Asked) -> str:
+    async def wait_for_clip(self, asked: Asked) -> str:
         prompt, category = self._prompt()
         body = {"prompt": prompt, "category": category} | SMALL
         return await self.wait_over_http(body)
@@ -174,7 +182,8 @@ class Traffic:
         """What became of the jobs, by the service's own list: `lost` were accepted and are not there or have
         not ended well, `duplicated` are there more than once for one request, `unreadable` have no clip.
         """
-        accepted = {asked.id: asked for asked in self.asked if asked.door == "job" and asked.id}
+        jobs = [asked for asked in self.asked if asked.door == "job" and asked.id]
+        accepted = {asked.id for asked in jobs if not asked.doomed}
         pod = self._gateway()
         assert pod is not None
         listed = []
@@ -188,9 +197,9 @@ class Traffic:
                 unreadable += (await content.aread())[4:8] != b"ftyp"
         return {
             "accepted": len(accepted),
-            "completed": len(accepted.keys() & set(done)),
-            "lost": len(accepted.keys() - set(done)),
-            "duplicated": len(listed) - len({asked.key for asked in accepted.values()}),
+            "completed": len(accepted & set(done)),
+            "lost": len(accepted - set(done)),
+            "duplicated": len(listed) - len(jobs),
             "stuck": sum(asked.outcome == "stuck" for asked in self.asked),
             "unreadable": unreadable,
         }

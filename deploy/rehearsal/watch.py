@@ -138,10 +138,10 @@ class Watch:
 
     async def _receive(self) -> None:
         async def told(request: web.Request) -> web.Response:
-            for alert in (await request.json())["alerts"]:
-                name, state = alert["labels"]["alertname"], alert["status"]
-                if (name in self.firing()) != (state == "firing"):
-                    self.alerts.append((self.now(), name, state))
+            group = await request.json()  # of one name: it fires while one of its alerts does
+            name, state = group["groupLabels"]["alertname"], group["status"]
+            if (name in self.firing()) != (state == "firing"):
+                self.alerts.append((self.now(), name, state))
             return web.Response()
 
         app = web.Application()

@@ -1,5 +1,6 @@
 """Jobs through restarts, kills and takeovers: real processes, real databases, toy stages."""
 
+import base64
 import os
 import shutil
 import signal
@@ -11,13 +12,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jobs_engine import Engine
 from ports import free_port
 
 from huvidpo.video import decode
+from service.images import to_png
 
 ROOT = Path(__file__).parents[2]
+FRAME = np.zeros((64, 64, 3), np.uint8)
 
 
 @pytest.fixture
@@ -46,12 +50,17 @@ class Postgres:
             shutil.chown(folder, "postgres")
         self._run("initdb", "-D", folder / "data", "-U", "huvidpo", "-A", "trust", "--no-sync")
         self.start()
-        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "huvidpo", "jobs")
+        self.create("jobs")
 
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         log = self.folder / "log"
         self._run("pg_ctl", "-D", self.folder / "data", "-w", "-l", log, "-o", options, "start")
+
+    def create(self, database: str) -> str:
+        """The URL of a new one."""
+        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "huvidpo", database)
+        return self.url.removesuffix("jobs") + database
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "immediate", "stop")
@@ -171,6 +180,15 @@ def test_bad_requests_and_full_queues_make_no_job(start):
     assert engine.do("create")["error_"]["code"] == "queue_full"
 
 
+def test_gateways_that_start_at_once_make_the_tables_of_a_new_database_together(start, postgres):
+    url = postgres.create("fresh")
+    engines = [start(url) for _ in range(3)]
+    for engine in engines:
+        engine.ready()
+    for engine in engines:
+        engine.stop()
+
+
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_two_gateways_and_kills_lose_and_double_nothing(start, database, request):
     url = request.getfixturevalue("postgres").url if database == "postgres" else ""
@@ -220,6 +238,30 @@ def test_a_database_that_goes_away_for_a_while(start, postgres):
     assert engine.lines()["video 7 done"] == 1
     later = engine.do("create", seed=9)["id"]
     assert engine.wait(later, seconds=120)["status"] == "completed"
+
+
+def test_a_store_that_cannot_be_written_to_for_a_while(start):
+    """What is made meanwhile is kept until it can be; an upload is refused."""
+    engine = start(steps={"video": 0.2}).ready()
+    id = engine.do("create", seed=7)["id"]
+    engine.wait(id, lambda job: job["done"] >= 21)
+    clips = engine.folder / "clips"
+    clips.rename(engine.folder / "away")
+    clips.touch()  # no folder any more: nobody can write to it, not even root
+    deadline = time.monotonic() + 30
+    while engine.lines()["video 7 done"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.5)
+    assert engine.do("get", id=id)["status"] == "in_progress"
+    refused = engine.do("create", seed=8, first_frame=base64.b64encode(to_png(FRAME)).decode())["error_"]
+    assert refused["code"] == "unavailable"
+    assert refused["message"] == "clips cannot be stored at the moment: Not a directory"
+    clips.unlink()
+    (engine.folder / "away").rename(clips)
+    job = engine.wait(id)
+    assert job["status"] == "completed"
+    assert engine.lines()["video 7 done"] == 1
 
 
 def test_a_workflow_that_is_given_up_fails_its_job(start):
