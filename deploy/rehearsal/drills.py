@@ -186,17 +186,24 @@ async def insist(scene: Scene, body: Mapping[str, object]) -> None:
 
 
 async def slow(scene: Scene) -> None:
-    """Video runners that take half a minute for what takes a second: frozen with clips on the device."""
-    asked = scene.traffic.ask_for_jobs(10, steps=40)
+    """Video runners that take half a minute for what takes seconds: frozen with clips on the device, for less
+    than their gateways may be silent.
+    """
+    scene.traffic.jobs_paused = True
+    await scene.traffic.settle("job")
+    asked = scene.traffic.ask_for_jobs(4, steps=100, frames=32)
     pods = scene.cluster.of("video")
     await asyncio.gather(*(running(pod) for pod in pods))
     for pod in pods:
         pod.signal(signal.SIGSTOP)
-    await asyncio.sleep(31)
+    await asyncio.sleep(26)
     for pod in pods:  # one after the other, so that slow clips come for a while
         pod.signal(signal.SIGCONT)
         await asyncio.sleep(3)
-    await scene.fire("HuvidpoClipsSlow")
+    try:
+        await scene.fire("HuvidpoClipsSlow")
+    finally:
+        scene.traffic.jobs_paused = False
     await until(lambda: all(one.outcome for one in asked), PATIENCE_SECONDS)
     await scene.all_ready()
 
