@@ -27,8 +27,8 @@ SMALL = {"steps": 4, "frames": 8}  # of every clip, so that two cores keep up wi
 
 @dataclass
 class Asked:
-    """One request: `outcome` is "ok", or the code of its error; None until it has ended. `doomed`: it was made
-    to fail.
+    """One request: `outcome` is "ok", or the code of its error; None until it has ended. `doomed`: it is
+    meant to fail.
     """
 
     door: str

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.rehearsal.drills import DRILLS
+from deploy.rehearsal.drills import DRILLS, NOT_REHEARSED
 from deploy.rehearsal.manifests import ROOT, image_environment, pod_specs, render
 from deploy.rehearsal.report import markdown
 from deploy.rehearsal.watch import PROGRAMS, faster, faster_rules
@@ -52,14 +52,17 @@ def test_rules_keep_everything_but_their_durations(tmp_path):
     assert not [rule for group in fast["groups"] for rule in group["rules"] if "m]" in rule["expr"]]
 
 
-def test_every_alert_is_made_to_fire():
+def test_every_alert_is_made_to_fire_or_it_is_said_why_not():
     alerts = {
         rule["alert"]
         for group in yaml.safe_load(RULES)["groups"]
         for rule in group["rules"]
         if "alert" in rule
     }
-    assert {alert for drill in DRILLS for alert in drill.alerts} == alerts
+    rehearsed = {alert for drill in DRILLS for alert in drill.alerts}
+    assert rehearsed <= alerts
+    assert alerts - rehearsed <= NOT_REHEARSED.keys()
+    assert not rehearsed & NOT_REHEARSED.keys()
 
 
 def test_the_report_says_what_was_lost():
