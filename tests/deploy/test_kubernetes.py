@@ -1,5 +1,7 @@
 """The manifests: as committed they render to what is expected, are valid, and agree with the service."""
 
+import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +14,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from rated import write_rated
 
+from huvidpo.files import hash_file
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +58,8 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     for manifest in manifests:
         if manifest["kind"] in ("Deployment", "StatefulSet", "Job"):
             yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+        elif manifest["kind"] == "CronJob":
+            yield manifest["metadata"]["name"], manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def environment(container: Manifest) -> dict[str, str]:
@@ -164,8 +170,9 @@ def test_only_gateways_and_prometheus_reach_runners(manifests):
         assert "egress" not in policies["runners"]["spec"]
 
 
-def test_what_is_mounted_exists(manifests):
-    claims = set(named(manifests, "PersistentVolumeClaim"))
+def test_what_is_mounted_exists(manifests, overlay):
+    beside = list(yaml.safe_load_all(render("overlays/scaled"))) if overlay == "training" else []
+    claims = set(named([*manifests, *beside], "PersistentVolumeClaim"))
     for name, pod in pods(manifests):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         templates = {
@@ -209,6 +216,55 @@ def test_an_index_trains_its_category(index, tmp_path):
     from training.motion import _parser
 
     assert _parser().parse_args(said[2:]).resume
+
+
+def test_feedback_becomes_a_candidate_that_the_gate_judges(tiny_family, tmp_path, capsys):
+    """The cron job's own script, its volumes in another place, with a `python` that writes down how it was
+    called, and is refused by the gate; then the very commands at tiny size.
+    """
+    cron = named(list(yaml.safe_load_all(render("training"))), "CronJob")["feedback"]["spec"]
+    job = cron["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    categories = environment(container)["CATEGORIES"].split()
+    assert job["completions"] == len(categories)
+    stage1 = tiny_family / "categories" / "horse.safetensors"
+    (tmp_path / "training/weights").mkdir(parents=True)
+    shutil.copyfile(stage1, tmp_path / "training/weights/horse.safetensors")
+    write_rated(tmp_path / "data/feedback")
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/called\ncase $2 in judging.promote) exit 4;; esac\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    small = ["frames=4", "height=32", "width=32", "batch_size=1", "steps=1", "passes=0", "save_every=2"]
+    small += ["sample_every=0", "sample_steps=1", "max_winner_drift=none", "precision=fp32"]
+    env = environment(container) | {
+        "MODEL": "tiny",
+        "JOB": "feedback-1",
+        "TRAINING": " ".join(f"--set {setting}" for setting in small),
+        "GATE": "--count 1 --steps 1",
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+    }
+    (script,) = container["args"]
+    script = re.sub(r"/(?=(training|data)/)", f"{tmp_path}/", script)
+
+    def run(category: str) -> str:
+        index = {"JOB_COMPLETION_INDEX": str(categories.index(category))}
+        command = [*container["command"], script]
+        return subprocess.run(command, env=env | index, capture_output=True, text=True, check=True).stdout
+
+    assert run("rain") == "nobody has said anything of rain\n"
+    assert not (tmp_path / "called").exists()
+    run("horse")
+    calls = [line.split() for line in (tmp_path / "called").read_text().splitlines()]
+    assert [call[1] for call in calls] == ["training.dpo", "training.merge", "judging.promote"]
+    codes = [importlib.import_module(name).main(arguments) for _, name, *arguments in calls]
+    assert codes[:2] == [0, 0]
+    assert codes[2] in (0, 4)
+    assert "judge: simulated" in capsys.readouterr().out
+    candidate = tmp_path / "training/candidates/feedback-1/horse"
+    verdict = json.loads((candidate / "gate/promotion.json").read_text())
+    assert verdict["candidate_sha256"] == hash_file(candidate / "horse.safetensors")
+    assert verdict["against_sha256"] == hash_file(stage1)
 
 
 @pytest.mark.skipif(
