@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import needs_openvino
 from family import build_random_family
 from prometheus_client import REGISTRY
 from safetensors.torch import load_file, save_file
@@ -21,9 +22,7 @@ from service.batching import Batcher, Done
 from service.images import to_png
 from service.reload import Watch
 from service.schemas import RunnerJob
-from service.settings import Settings
 
-SETTINGS = Settings(backend="torch", dtype="float32", device="cpu", reload_seconds=0)
 FRAME = np.full((32, 32, 3), 99, np.uint8)
 
 
@@ -61,9 +60,9 @@ def other_weights(file: Path, change: float = 1.5, **more: torch.Tensor) -> None
         save_file(tensors | more, part)
 
 
-def loaded() -> tuple[runners.VideoModel, Watch]:
+def loaded(backend: str = "torch") -> tuple[runners.VideoModel, Watch]:
     watch = Watch(load_catalog(), DEFAULT_MODEL)
-    pipeline = VideoPipeline.from_catalog(DEFAULT_MODEL, device="cpu", dtype=torch.float32)
+    pipeline = VideoPipeline.from_catalog(DEFAULT_MODEL, device="cpu", dtype=torch.float32, backend=backend)
     return runners.VideoModel(pipeline, watch.loaded), watch
 
 
@@ -166,6 +165,24 @@ def test_bad_weights_are_refused_once_and_the_earlier_ones_go_on(family, bad, sa
     other_weights(family)
     looked(watch, model)
     assert ran(model)[1] == hash_file(family)
+
+
+@needs_openvino
+def test_an_engine_is_made_and_compared_with_torch_beside(family, monkeypatch):
+    monkeypatch.setenv("HUVIDPO_ENGINES", str(family.parent / "engines"))
+    model, watch = loaded("openvino")
+    looked(watch, model)
+    old = model.pipeline.unets["horse"]
+    other_weights(family)
+    looked(watch, model)
+    new = model.pipeline.unets["horse"]
+    assert isinstance(new, type(old))
+    assert new is not old
+    usual = new.config.in_channels, *new.run.usual[0][2:]
+    assert not new.run.cold(usual)  # compiled by the comparison, not while a batch waits
+    clip, sha256 = ran(model)
+    assert sha256 == hash_file(family)
+    assert np.abs(clip.astype(int) - pixels().astype(int)).max() <= 2  # levels of 256
 
 
 def test_changed_while_it_is_read(family, monkeypatch, caplog):
