@@ -56,10 +56,11 @@ class GuardedService(bentoml.Service):
     """A BentoML service inside our guard: only the outermost layer sees all errors and all bodies."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
-        from service import logs, metrics
+        from service import logs, metrics, tracing
         from service.http import Guard
 
         logs.configure(SETTINGS, self.name)
+        tracing.configure(self.name, __version__)
         # BentoML shows the warnings of others only, unless told otherwise
         logging.getLogger("service").setLevel(logging.INFO)
         metrics.forget_the_dead()

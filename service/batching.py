@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from huvidpo.errors import Cancelled, InvalidRequest
-from service import metrics
+from service import metrics, tracing
 from service.errors import INTERNAL, QueueFull, Unavailable, row_of
 from service.order import Order, Terms
 from service.pace import Pace, Work
-from service.request_id import REQUEST_ID
+from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.turns import PATIENCE_SECONDS, POLL_SECONDS, Turns
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class _Entry(Generic[J, R]):
     loop: asyncio.AbstractEventLoop
     events: "asyncio.Queue[Event[R] | Exception]" = field(default_factory=asyncio.Queue)
     request_id: str = field(default_factory=REQUEST_ID.get)
+    trace_parent: str = field(default_factory=TRACE_PARENT.get)
     terms: Terms = field(default_factory=Terms)
     since: float = field(default_factory=time.monotonic)
     seconds: float = 0.0  # of computing, as far as that is known
@@ -536,13 +537,17 @@ class Batcher(Generic[J, R]):
         metrics.BATCH_SIZE.labels(self.stage).observe(len(batch))
         for entry in batch:
             entry.send(Begun())
+        linked = [entry.trace_parent for entry in batch]
+        span = tracing.start(f"batch of {self.stage}", links=linked, root=True, size=len(batch))
         try:
             results = model.run([entry.item for entry in batch], on_step)
         except Cancelled:
             results = [None] * len(batch)
         except Exception as error:
+            tracing.failed(span, error)
             return error
         finally:
+            span.end()
             self._running = None
         self._failures = 0
         seconds = time.monotonic() - started

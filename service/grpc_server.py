@@ -23,7 +23,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from opentelemetry.trace import SpanKind
 
+from service import tracing
 from service.errors import INTERNAL, row_of, to_dict
 from service.generation import Event, Finished, Progress, Queued, Started, count_request
 from service.job_rows import Job
@@ -150,6 +152,8 @@ class VideoGeneration(stubs.VideoGenerationServicer):
         REQUEST_ID.set(request_id)
         TRACE_PARENT.set(metadata.get("traceparent", "")[:64])
         DOOR.set("grpc")
+        span = tracing.start(f"{SERVICE}/{method}", SpanKind.SERVER)
+        TRACE_PARENT.set(tracing.header(span))
         code, name, started = "CANCELLED", "", time.monotonic()
         try:
             await context.send_initial_metadata((("x-request-id", request_id),))
@@ -167,6 +171,7 @@ class VideoGeneration(stubs.VideoGenerationServicer):
             await context.abort(grpc.StatusCode[code], status.message, details)
         finally:
             GRPC_ANSWERS.labels(method, code).inc()
+            tracing.answered(span, code, failure=code in ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"))
             facts = {
                 "client": context.peer(), "key": name or "-", "method": "gRPC", "path": method,
                 "status": code, "seconds": round(time.monotonic() - started, 4),

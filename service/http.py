@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from service import tracing
 from service.browsers import check_host, check_site
 from service.errors import (
     INTERNAL,
@@ -42,6 +44,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Read = Callable[[Request], Awaitable[GenerateRequest]]
 
 access = logging.getLogger("service.access")
+UNTRACED = {"/livez", "/readyz", "/healthz", "/metrics", "/describe"}  # asked again and again by machines
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 HELD_BODIES = 8  # of the largest size, in memory at once
 LEFT = 499  # the client went before there was an answer
 _KEPT_HEADERS = {b"allow", b"content-range", b"retry-after", b"www-authenticate"}
@@ -102,6 +106,11 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         REQUEST_ID.set(request_id)
         TRACE_PARENT.set(headers.get("traceparent", "")[:64])
+        span: Span = INVALID_SPAN
+        if scope["path"] not in UNTRACED:
+            method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+            span = tracing.start(f"{method} {self._label(scope['path'])}", SpanKind.SERVER)
+            TRACE_PARENT.set(tracing.header(span))
         answer, started = _Answer(send, request_id), time.monotonic()
         try:
             await self._answer(scope, headers, receive, answer)
@@ -115,7 +124,9 @@ class Guard:
             answer.status = answer.status or LEFT
             raise
         finally:
-            self._account(scope, answer.status or LEFT, time.monotonic() - started, request_id)
+            status = answer.status or LEFT
+            self._account(scope, status, time.monotonic() - started, request_id)
+            tracing.answered(span, status, failure=status >= 500)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer") -> None:
         if self.hosts is not None:
@@ -138,13 +149,13 @@ class Guard:
     def _known(self, path: str) -> bool:
         return path in self.paths or path.startswith(self.prefixes)
 
+    def _label(self, path: str) -> str:
+        return path if path in self.paths else next((p for p in self.prefixes if path.startswith(p)), "other")
+
     def _account(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         """One line and one count. No label comes from a stranger: what has no own path here is "other"."""
         path = scope["path"]
-        label = (
-            path if path in self.paths else next((p for p in self.prefixes if path.startswith(p)), "other")
-        )
-        ANSWERS.labels(label, str(status)).inc()
+        ANSWERS.labels(self._label(path), str(status)).inc()
         client = (scope.get("client") or ("-",))[0]
         key = scope.get("state", {}).get("key") or "-"
         facts = {

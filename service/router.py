@@ -20,10 +20,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
+from opentelemetry.trace import SpanKind
 
-from service import hop, metrics
+from service import hop, metrics, tracing
 from service.errors import QueueFull, Unavailable
-from service.request_id import REQUEST_ID, TRACE_PARENT
+from service.request_id import REQUEST_ID
 from service.schemas import RunnerJob
 
 logger = logging.getLogger(__name__)
@@ -233,8 +234,22 @@ class Router:
 
     async def _bring(self, peer: _Peer, job: RunnerJob) -> AsyncGenerator[dict[str, Any], None]:
         headers = {"Content-Type": hop.MEDIA_TYPE, "X-Request-Id": REQUEST_ID.get()}
-        if trace_parent := TRACE_PARENT.get():
+        span = tracing.start(f"hop to {self.stage}", SpanKind.CLIENT)
+        if trace_parent := tracing.header(span):
             headers["traceparent"] = trace_parent
+        try:
+            async with aclosing(self._read(peer, job, headers)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:
+            tracing.failed(span, error)
+            raise
+        finally:
+            span.end()
+
+    async def _read(
+        self, peer: _Peer, job: RunnerJob, headers: dict[str, str]
+    ) -> AsyncGenerator[dict[str, Any], None]:
         async with asyncio.timeout(self.accept_timeout):
             response = await peer.session.put(_path(job.id), data=hop.pack_job(job), headers=headers)
         try:

@@ -32,7 +32,7 @@ from huvidpo import video
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import CheckpointError
-from service import lineage, metrics
+from service import lineage, metrics, tracing
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
 from service.hop import pack
@@ -334,6 +334,7 @@ async def stream(
 ) -> AsyncGenerator[bytes, None]:
     """The messages of one job. Encoding runs on another thread, so the device goes on with the next batch."""
     name = "accepted"
+    span = tracing.start(f"wait for {batcher.stage}")
     try:
         until = math.inf if job.seconds is None else time.monotonic() + job.seconds
         terms = Terms((job.caller, job.category), job.priority, until)
@@ -343,16 +344,25 @@ async def stream(
                     yield pack({"event": name, "position": event.position, "eta": event.eta})
                     name = "queued"
                 elif isinstance(event, Begun):
+                    span.end()
+                    span = tracing.start(batcher.stage)
                     yield pack({"event": "started"})
                 elif isinstance(event, Step):
+                    span.add_event("step", {"step": event.step, "total": event.total})
                     yield pack({"event": "step", "step": event.step, "total": event.total})
                 else:
+                    span.end()
+                    span = tracing.start(f"encode {batcher.stage}")
                     yield await _done(event, job, encode, batcher.backend)
     except Exception as error:
+        tracing.failed(span, error)
         if row_of(error) is INTERNAL:
             names = REQUEST_ID.get(), TRACE_PARENT.get() or "-"
             logger.exception("request %s (trace %s) failed in the %s runner", *names, batcher.stage)
         yield pack({"event": "error"} | to_dict(error))
+    finally:
+        if span.is_recording():
+            span.end()
 
 
 async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend: str) -> bytes:

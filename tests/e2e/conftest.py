@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -158,12 +160,51 @@ def rated_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Collector:
+    """Takes spans as an OpenTelemetry collector does: OTLP over HTTP. `bodies` as they came."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        bodies = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
 @pytest.fixture(scope="session")
-def server(start_server: Callable[..., Server], random_family: Path, rated_clips: Path) -> Server:
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
+
+
+@pytest.fixture(scope="session")
+def server(
+    start_server: Callable[..., Server], random_family: Path, rated_clips: Path, collector: Collector
+) -> Server:
     """One server with random weights for all tests that leave it as it was."""
     server = start_server(
         HUVIDPO_CATALOG=str(random_family / "catalog"),
         HUVIDPO_MAX_BODY_MIB="1",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_BSP_SCHEDULE_DELAY="200",
         HUVIDPO_RATING_CLIPS=str(rated_clips),
         HUVIDPO_BACKEND="torch",  # the default compiles for each of the many shapes these tests ask for
         HUVIDPO_RELOAD_SECONDS="1",
