@@ -4,7 +4,8 @@ benchmarks/scheduling.py runs the same one.
 Higher priorities first. Within one, callers and their categories have equal shares of the seconds of work:
 start-time fair queuing (Goyal, Vin and Cheng, 1996), which is as fair as deficit round robin with one request
 for a quantum, and needs no quantum. A request that has waited for long counts as of the next higher priority,
-so each has its turn. One that would be late goes forward as far as it has to, where nobody else becomes late.
+so each has its turn. One that would be late goes forward as far as it has to, where nobody else becomes late;
+one that is late in any case lets those of its priority go first that still can be in time.
 """
 
 import math
@@ -55,9 +56,10 @@ class Order:
         """All of `waiting`, which is in order of arrival, the one to take next first. `ahead`: seconds until
         one can be taken.
         """
-        classes: dict[int, list[W]] = {}
+        classes: dict[tuple[int, bool], list[W]] = {}
         for one in waiting:
-            classes.setdefault(_rank(one, now), []).append(one)
+            late = now + ahead + one.seconds > one.terms.deadline
+            classes.setdefault((_rank(one, now), late), []).append(one)
         order: list[W] = []
         for rank in sorted(classes):
             begin = now + ahead + sum(one.seconds for one in order)

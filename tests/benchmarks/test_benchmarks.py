@@ -17,6 +17,7 @@ QUICK = [
     "full_width",
     "gpu",
     "options",
+    "scheduling",
     "service_overhead --no-server",  # tests/e2e starts servers
     "unet_forward",
     "unet_sd14",
