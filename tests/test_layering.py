@@ -1,4 +1,4 @@
-"""Imports go one way: tiny -> judging -> training -> preferences -> huvidpo; export, service, deploy aside."""
+"""Imports go one way: tiny -> judging -> training -> preferences -> huvidpo; the others stand aside."""
 
 import ast
 from pathlib import Path
