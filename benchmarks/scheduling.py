@@ -208,7 +208,7 @@ def find_load(times: Times, count: int) -> float:
 
 
 def measure(quick: bool) -> Times:
-    """Seconds of a batch by the built-in pipeline: processor time of one thread, so others may work meanwhile."""
+    """Seconds of a batch by the built-in pipeline: processor time of one thread, whatever else runs."""
     import numpy as np
     import torch
 
