@@ -200,7 +200,7 @@ class Gateway:
 
         from huvidpo.catalog import load_catalog
         from service.generation import Generation
-        from service.marks import marks_of
+        from service.marks import marks_of, watermark_of
         from service.router import Router
 
         addresses = BentoMLContainer.remote_runner_mapping.get()
@@ -213,7 +213,9 @@ class Gateway:
         marks = marks_of(SETTINGS, catalog)
         self.routers = router("first_frame", FirstFrameRunner), router("video", VideoRunner)
         mark = marks.mark if marks else None
-        self.core = Generation(SETTINGS, catalog, *self.routers, mark, self._check_room)
+        self.core = Generation(
+            SETTINGS, catalog, *self.routers, mark, watermark_of(SETTINGS), self._check_room
+        )
         self.began = False
 
     def _check_room(self) -> None:

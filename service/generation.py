@@ -16,6 +16,7 @@ from uuid import uuid4
 from huvidpo.catalog import Catalog
 from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
 from huvidpo.errors import InvalidRequest
+from huvidpo.watermark import LEAST, fits
 from service import metrics
 from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
@@ -119,6 +120,7 @@ class Generation:
     video: Runner
     # file, media type, request, SHA-256 of the weights that ran -> the file, signed
     mark: Callable[[bytes, str, ClipRequest, str | None], bytes] | None = None
+    watermark: Callable[[str], str] | None = None  # id of a clip -> what its frames are marked with
     # raises QueueFull when no runner of a stage has a place: before any work, so no frame is drawn in vain
     check_room: Callable[[], None] = lambda: None
     in_flight: int = field(default=0, init=False)
@@ -227,6 +229,8 @@ class Generation:
         """The second stage alone: first frame -> clip."""
         job = _job(plan)
         job.first_frame = png
+        if self.watermark and self._can_be_marked(plan.clip.options):
+            job.watermark = self.watermark(plan.id)
         started = asyncio.get_running_loop().time()
         async with aclosing(self._run("video", self.video, job, plan)) as events:
             async for event in events:
@@ -274,6 +278,7 @@ class Generation:
             asked = getattr(request, name)
             if asked is not None and asked > limit:
                 raise InvalidRequest(f"{name}: got {asked}, this server allows at most {limit}", name)
+        self._can_be_marked(options)
         clip = ClipRequest(
             prompt=request.prompt,
             category=request.category,
@@ -285,6 +290,17 @@ class Generation:
         most = min(self.settings.request_timeout, math.inf if seconds is None else seconds)
         deadline = asyncio.get_running_loop().time() + most
         return Plan(clip, request.format, deadline, caller=caller.name, priority=priority)
+
+    def _can_be_marked(self, options: SamplingOptions) -> bool:
+        """Raises InvalidRequest where they have to be."""
+        large = fits(options.height, options.width)
+        if not large and self.settings.watermark == "required":
+            raise InvalidRequest(
+                f"watermark: this server marks every clip, and the {options.width} x {options.height} pixels "
+                f"of its model are too few for a mark, at least {LEAST} x {LEAST} are needed; "
+                "HUVIDPO_WATERMARK=auto lets such clips out unmarked"
+            )
+        return large
 
     async def read_first_frame(self, data: bytes, options: SamplingOptions) -> bytes:
         """An uploaded image file -> PNG of the model's size. Raises InvalidRequest."""
@@ -312,6 +328,8 @@ class Generation:
                     elif line["event"] == "done":
                         if expected and not plan.begun_elsewhere:  # else it was said at another time
                             metrics.ETA_RATIO.labels(stage).observe((loop.time() - accepted) / expected)
+                        if job.watermark and not line.get("marked") and self.settings.watermark == "required":
+                            raise Unavailable("the runner is of a release that cannot mark clips: update it")
                         plan.seconds["queue"] += line["queued"]
                         plan.seconds[stage] = line["seconds"]
                         plan.seconds["encode"] += line["encode"]

@@ -138,6 +138,12 @@ class Rows:
             raise NotFound(f"there is no job {id[:64]!r}: it was deleted, has expired or never was")
         return _job(row)
 
+    async def begins_with(self, start: str, owner: str) -> Job | None:
+        """The owner's job whose id begins so. `start` is ours, not a caller's: it holds no wildcards."""
+        query = sa.select(JOBS).where(JOBS.c.id.startswith(start), JOBS.c.owner == owner).limit(1)
+        row = await self._do(lambda db: db.execute(query).first())
+        return None if row is None else _job(row)
+
     async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> list[Job]:
         """Up to `limit` jobs of an owner by creation time, those that follow the job `after`."""
         where = JOBS.c.owner == owner

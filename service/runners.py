@@ -14,6 +14,7 @@ Heavy imports sit inside the functions that the compute thread calls.
 """
 
 import asyncio
+import base64
 import copy
 import logging
 import math
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import psutil
 
-from huvidpo import video
+from huvidpo import video, watermark
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import CheckpointError
@@ -326,6 +327,8 @@ def encode_frame(job: RunnerJob, frame: np.ndarray) -> bytes:
 
 
 def encode_clip(job: RunnerJob, frames: np.ndarray) -> bytes:
+    if job.watermark:
+        frames = watermark.embed(frames, base64.b64decode(job.watermark))
     return video.encode(frames, job.options["fps"], job.format)
 
 
@@ -370,7 +373,8 @@ async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend
     data = await asyncio.to_thread(encode, job, event.result)
     seconds = time.monotonic() - started
     times = {"queued": event.queued, "seconds": event.seconds, "encode": seconds}
-    return pack({"event": "done", "backend": backend, "weights": event.weights} | times, data)
+    told = {"backend": backend, "weights": event.weights, "marked": job.watermark is not None}
+    return pack({"event": "done"} | told | times, data)
 
 
 def end_process(reason: str) -> None:

@@ -139,6 +139,7 @@ class RunnerJob(BaseModel):
     detach: bool = False  # whether it outlasts its reader for a while
     caller: str = ""  # name of the API key
     priority: Priority = "normal"
+    watermark: str | None = None  # base64 of the signs that are hidden in the clip; see huvidpo.watermark
     begun_elsewhere: bool = False  # whether another gateway may have brought it to a runner
 
 

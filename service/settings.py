@@ -56,6 +56,8 @@ class Settings:
     c2pa_anchors: str = ""  # PEM file of authorities whose signatures are trusted when clips are verified
     log_format: str = "text"  # text, or json: an object a line
     commit: str = ""  # of the source that this is, for the metric huvidpo_build_info
+    watermark: str = "auto"  # auto: every clip that is large enough; required: no clip without one; off
+    watermark_key: str = ""  # file of the secret they are written and read with; empty: one in `data`
     rating_clips: str = ""  # folder of clips that people rate at /rate; empty: no such page
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class Settings:
             raise ValueError(f"HUVIDPO_BACKEND: got {self.backend!r}, allowed {', '.join(BACKENDS)}")
         if self.log_format not in ("text", "json"):
             raise ValueError(f"HUVIDPO_LOG_FORMAT: got {self.log_format!r}, allowed text or json")
+        if self.watermark not in ("auto", "required", "off"):
+            raise ValueError(f"HUVIDPO_WATERMARK: got {self.watermark!r}, allowed auto, required, off")
         if self.c2pa_algorithm not in _ALGORITHMS:
             got = f"got {self.c2pa_algorithm!r}, allowed {', '.join(_ALGORITHMS)}"
             raise ValueError(f"HUVIDPO_C2PA_ALGORITHM: {got}")

@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,7 @@ from service.marks import verify
 from service.order import Priority
 from service.schemas import MEDIA_TYPES, OTHER_NAMES, Format, GenerateRequest, parse
 
+_VERIFIER = ThreadPoolExecutor(1)  # a clip at a time: the cores belong to the model
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
 DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
 # The core's name of a field -> this API's
@@ -218,7 +220,14 @@ class _Door:
                 data = await file.read() if isinstance(file, UploadFile) else b""
         except Exception as error:  # python-multipart and Starlette each have their own
             raise MalformedBody("the body is not a form as multipart/form-data says") from error
-        return JSONResponse(await asyncio.to_thread(verify, data, self._engine().settings))
+        engine = self._engine()
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(_VERIFIER, verify, data, engine.settings)
+        if marked := found["watermark"]:
+            job = await engine.rows.begins_with(f"video_{marked['id']}", owner(request))
+            clip = engine.clip(job) if job and job.status == "completed" else None
+            marked["video"] = await asyncio.to_thread(of_job, job, clip) if job else None
+        return JSONResponse(found)
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(self._engine().settings.model)]})
