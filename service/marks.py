@@ -143,13 +143,16 @@ def verify(data: bytes, settings: Settings) -> dict[str, Any]:
 
     state: "trusted" (signed under an authority of HUVIDPO_C2PA_ANCHORS), "valid" (as its signer made it,
     whoever that is), "invalid" (changed since, or badly signed: then nothing else is told), "none"; "unread"
-    where C2PA is not installed. watermark: null where there is none of this service's key, or marks are off.
+    where C2PA is not installed. watermark: null where there is none of this service's key, marks are off or no picture can be read.
     Raises InvalidRequest.
     """
     kind = _kind(data)
     if settings.watermark == "off":
         return _manifest(data, kind, settings) | {"watermark": None}
-    marked = read_watermark(data, settings)
+    try:
+        marked = read_watermark(data, settings)
+    except InvalidRequest:  # no pictures to read; the manifest may still say why
+        marked = None
     try:
         found = _manifest(data, kind, settings)
     except NotFound:
