@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,16 @@ def test_a_query_can_be_narrowed_and_fits_the_range(panel, query):
     assert set(re.findall(r"\[(.*?)\]", query)) <= {"$__rate_interval"}
     for counter in re.findall(r"(\S*)huvidpo_\w+_(?:total|bucket|sum|count)\b", query):
         assert counter.endswith("rate("), "a counter's value says nothing"
+
+
+def test_the_cluster_gets_it_where_the_sidecar_looks():
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run(
+        [kubectl, "kustomize", DEPLOY / "grafana"], capture_output=True, text=True, check=True
+    )
+    manifest = yaml.safe_load(done.stdout)
+    assert (manifest["kind"], manifest["metadata"]["labels"]) == ("ConfigMap", {"grafana_dashboard": "1"})
+    assert json.loads(manifest["data"]["huvidpo.json"]) == BOARD
 
 
 def test_recorded_rules_that_it_shows_exist():
