@@ -143,9 +143,8 @@ def verify(data: bytes, settings: Settings) -> dict[str, Any]:
 
     state: "trusted" (signed under an authority of HUVIDPO_C2PA_ANCHORS), "valid" (as its signer made it,
     whoever that is), "invalid" (changed since, or badly signed: then nothing else is told), "none"; "unread"
-    where C2PA is not installed. watermark: null without one of our key, with marks off, or where no picture can
-    be read.
-    Raises InvalidRequest.
+    where C2PA is not installed. watermark: null without one of our key, with marks off, or where no picture
+    can be read. Raises InvalidRequest.
     """
     kind = _kind(data)
     if settings.watermark == "off":
