@@ -131,6 +131,8 @@ class Router:
         accepted, tried = False, list[_Peer]()
         while True:
             peer = await self._choose(job, tried)
+            if job.detach and tried and peer is not tried[-1]:
+                await self._withdraw(tried[-1], job.id)  # it may have begun, and would go on for its lease
             tried.append(peer)
             peer.take()
             try:
@@ -262,7 +264,8 @@ class Router:
             response.close()
 
     async def _withdraw(self, peer: _Peer, id: str) -> None:
-        self._places.pop(id, None)
+        if self._places.get(id) == peer.url:
+            del self._places[id]
         with suppress(*LOST):
             async with asyncio.timeout(WITHDRAW_SECONDS):
                 (await peer.session.delete(_path(id))).release()

@@ -243,7 +243,7 @@ async def broken(*, accept=False):
             headers = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(report)}"
             writer.write(f"{headers}\r\nConnection: close\r\n\r\n{report}".encode())
         else:
-            asked.append(head.split()[1])
+            asked.append(" ".join(head.split()[:2]))
             if accept:
                 line = hop.pack({"event": "accepted", "position": 0, "eta": None})
                 head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -276,8 +276,23 @@ def test_a_runner_that_is_lost_before_it_accepts(another, monkeypatch):
             else:
                 with pytest.raises(Unavailable):
                     await read(routed(job()))
-            assert set(asked) == {"/jobs/1"}
+            assert set(asked) == {"PUT /jobs/1"}
             assert len(asked) >= (1 if another else 2)  # the client's library may try again by itself
+
+    asyncio.run(main())
+
+
+def test_a_runner_that_may_have_begun_is_told_before_another_one_is_asked(monkeypatch):
+    """A detached job whose gateway lost its runner before it accepted would be done there for its lease."""
+    monkeypatch.setattr(router, "RETRY_SECONDS", 0.0)
+
+    async def main():
+        work = Work()
+        work.report["queued_seconds"] = 9.0
+        work.allow()
+        async with broken() as (bad, asked), runner(work) as (_, good), routing(bad, good) as routed:
+            assert await read(routed(job(detach=True))) == WHOLE
+        assert (asked[0], asked[-1], work.begun) == ("PUT /jobs/1", "DELETE /jobs/1", 1)
 
     asyncio.run(main())
 
@@ -290,7 +305,7 @@ def test_a_runner_that_is_lost_later_is_not_replaced():
             async with routing(bad, good) as routed:
                 with pytest.raises(Unavailable):
                     await read(routed(job()))
-            assert (asked, work.begun) == (["/jobs/1"], 0)
+            assert (asked, work.begun) == (["PUT /jobs/1"], 0)
 
     asyncio.run(main())
 
