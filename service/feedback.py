@@ -8,6 +8,7 @@ and the videos, as preferences/clips.py and preferences/records.py have them.
 """
 
 import fcntl
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,6 @@ from huvidpo.errors import InvalidRequest
 from huvidpo.files import write_bytes
 from preferences.clips import CAPTIONS_FILE, ClipEntry, read_clips, write_clips
 from preferences.records import RATINGS_FILE, SCORES, Comparison, Opinion, Rating, append
-from service.files import sha256_of
 from service.job_rows import Job
 from service.jobs import JobEngine
 from service.schemas import Rater, parse
@@ -59,7 +59,7 @@ async def answer_feedback(engine: JobEngine, request: Request, owner: str) -> Re
     asked = parse(FeedbackRequest, await request.body())
     ids = asked.videos or [asked.video or ""]
     jobs = [await engine.get(id, owner) for id in ids]
-    clips = [(job, engine.clip(job)) for job in jobs]
+    clips = [(job, await engine.read_clip(job)) for job in jobs]
     folder = Folder(engine.feedback, engine.core.catalog)
     record = await run_in_threadpool(folder.save, clips, asked.score, asked.better, _rater(asked, owner))
     return JSONResponse({"object": "feedback", "id": record.id, "rater": record.rater, "videos": ids})
@@ -79,7 +79,7 @@ class Folder:
         self.path, self.catalog = path, catalog
 
     def save(
-        self, clips: list[tuple[Job, Path]], score: float | None, better: str | None, rater: str
+        self, clips: list[tuple[Job, bytes]], score: float | None, better: str | None, rater: str
     ) -> Opinion:
         """Keeps the clips (one with a score, two with what is better), then the opinion.
 
@@ -92,12 +92,12 @@ class Folder:
         append(self.path / RATINGS_FILE, record)
         return record
 
-    def _keep(self, clips: list[tuple[Job, Path]]) -> None:
+    def _keep(self, clips: list[tuple[Job, bytes]]) -> None:
         entries = read_clips(self.path) if (self.path / CAPTIONS_FILE).exists() else []
         known = {entry.video for entry in entries}
-        new = [(job, path) for job, path in clips if _name(job) not in known]
-        for job, path in new:
-            write_bytes(self.path / _name(job), path.read_bytes())
+        new = [(job, data) for job, data in clips if _name(job) not in known]
+        for job, data in new:
+            write_bytes(self.path / _name(job), data)
         if new:
             write_clips(self.path, entries + [self._entry(job) for job, _ in new])
 
@@ -122,12 +122,12 @@ class Folder:
             yield
 
 
-def _opinion(clips: list[tuple[Job, Path]], score: float | None, better: str | None, rater: str) -> Opinion:
-    (a, path_a), (b, path_b) = clips[0], clips[-1]
+def _opinion(clips: list[tuple[Job, bytes]], score: float | None, better: str | None, rater: str) -> Opinion:
+    (a, data_a), (b, data_b) = clips[0], clips[-1]
     asked = a.request
     if score is not None:
         return Rating(
-            rater=rater, category=asked["category"], clip=_name(a), sha256=sha256_of(path_a),
+            rater=rater, category=asked["category"], clip=_name(a), sha256=_sha256(data_a),
             prompt=asked["prompt"], seed=asked["seed"], lineage=_lineage(a), score=score,
         )  # fmt: skip
     if a.id == b.id:
@@ -139,10 +139,14 @@ def _opinion(clips: list[tuple[Job, Path]], score: float | None, better: str | N
             "videos",
         )
     return Comparison(
-        rater=rater, category=asked["category"], clip_a=_name(a), sha256_a=sha256_of(path_a), clip_b=_name(b),
-        sha256_b=sha256_of(path_b), answer=better,  # type: ignore[arg-type]
+        rater=rater, category=asked["category"], clip_a=_name(a), sha256_a=_sha256(data_a), clip_b=_name(b),
+        sha256_b=_sha256(data_b), answer=better,  # type: ignore[arg-type]
         prompt=asked["prompt"] if asked["prompt"] == b.request["prompt"] else "",
     )  # fmt: skip
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _name(job: Job) -> str:

@@ -4,7 +4,6 @@
 its task cancelled by grpc.aio; that closes the core's generator, and so stops the runner within a step.
 """
 
-import asyncio
 import base64
 import json
 import logging
@@ -137,7 +136,7 @@ class VideoGeneration(stubs.VideoGenerationServicer):
     ) -> AsyncIterator[messages.GenerateEvent]:
         async with self._answering(context, "DownloadJob") as owner:
             job = await self.jobs.get(request.id, owner)
-            data = await asyncio.to_thread(self.jobs.clip(job).read_bytes)
+            data = await self.jobs.read_clip(job)
             yield messages.GenerateEvent(clip=job_message(job).clip)
             for chunk in chunks(data):
                 yield chunk

@@ -240,6 +240,17 @@ class Rows:
         query = sa.select(JOBS.c.id).where(JOBS.c.status.not_in(ACTIVE), JOBS.c.expires_at < self._now)
         return list(await self._do(lambda db: db.execute(query.limit(100)).scalars().all()))
 
+    async def known(self, ids: list[str]) -> set[str]:
+        """Those of the ids that have a row."""
+        found: set[str] = set()
+        for start in range(0, len(ids), 500):  # SQLite takes so many parameters
+            query = sa.select(JOBS.c.id).where(JOBS.c.id.in_(ids[start : start + 500]))
+            found |= set(await self._all(query))
+        return found
+
+    async def _all(self, query: Any) -> list[Any]:
+        return list(await self._do(lambda db: db.execute(query).scalars().all()))
+
     async def untold(self) -> list[Job]:
         """Ended jobs whose webhook has not been handed to the queue."""
         where = (JOBS.c.webhook.is_not(None), JOBS.c.told.is_(None), JOBS.c.status.not_in(ACTIVE))

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
-from huvidpo.files import say
 from service import metrics, webhooks
 from service.backlog import Backlog
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
@@ -33,7 +32,7 @@ from service.lineage import weights_of
 from service.request_id import CALLER
 from service.schemas import GenerateRequest
 from service.settings import Settings
-from service.store import Store
+from service.store import open_store
 from service.waiting import ticking
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,7 @@ MAX_TELLING = 100  # webhooks one gateway is at, most of them waiting for their 
 APPLICATION, VERSION = "huvidpo", "1"  # the version changes only when the workflow's steps do
 POLL_SECONDS = 0.1  # of the queue
 SWEEP_SECONDS = 1.0  # between two looks for expired and abandoned jobs
+ORPHANS_SECONDS = 3600.0  # between two looks for files that belong to no job
 LOOK_SECONDS = 0.3  # between two looks at whether a job that waits in a runner's queue is still wanted
 RETRY_SECONDS = 1.0  # between two tries at what is away
 ENQUEUE_SECONDS = 5.0  # DBOS waits for its database for ever, a caller does not
@@ -69,7 +69,7 @@ class JobEngine:
         self.core, self.settings, self.keys = core, settings, keys or Keys("")
         self._adding = asyncio.Lock()  # for owners whose jobs are counted
         folder = Path(settings.data).expanduser()
-        self.store = Store(folder / "clips")
+        self.store = open_store(settings.store_url, folder / "clips")
         self.feedback = folder / "feedback"  # clips that people judged, and what they said
         self._backlog = Backlog(self.feedback, core.catalog, settings.model)
         self.rows = Rows(settings.database_url or f"sqlite:///{folder}/jobs.sqlite")
@@ -100,7 +100,7 @@ class JobEngine:
         await DBOS.register_queue_async(
             WEBHOOKS, worker_concurrency=MAX_TELLING, polling_interval_sec=SWEEP_SECONDS
         )
-        forever = (self._renew_forever(), self._sweep_forever())
+        forever = (self._renew_forever(), self._sweep_forever(), self._tidy_forever())
         self._background = [asyncio.create_task(task) for task in forever]
 
     async def stop(self) -> None:
@@ -149,17 +149,22 @@ class JobEngine:
                 if idempotency_key is None or not await self.rows.has(owner, idempotency_key):
                     await self._check_room(owner)
                 if frame is not None:
-                    await self._put(_frame_key(job.id), frame)
+                    await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
                 job = replace(job, turn=await self.rows.next_turn(owner, plan.priority))
                 stored = await self.rows.add(job, idempotency_key, fingerprint)
         except BaseException:
-            await asyncio.to_thread(self.store.delete, job.id)
+            await self._discard(job.id)
             raise
         if stored.id != job.id:
-            await asyncio.to_thread(self.store.delete, job.id)
+            await self._discard(job.id)
             return stored
         await self._enqueue(job.id, job.turn)
         return job
+
+    async def _discard(self, id: str) -> None:
+        """Files without a row. What a store that is away keeps of them goes with the orphans."""
+        with suppress(Unavailable):
+            await asyncio.to_thread(self.store.delete, id)
 
     async def _check_room(self, owner: str) -> None:
         """Raises QueueFull when too many jobs wait, or the owner has as many as it may."""
@@ -180,15 +185,19 @@ class JobEngine:
         jobs = await self.rows.page(owner, after, limit + 1, newest_first)
         return Page(jobs[:limit], len(jobs) > limit)
 
-    def clip(self, job: Job) -> Path:
-        """The file of a completed job. Raises NotFound."""
+    def clip(self, job: Job) -> str:
+        """The key of a completed job's file. Raises NotFound."""
         if job.status != "completed" or job.clip is None:
             raise NotFound(f"the video has no content: its status is {job.status}")
-        return self.store.path(job.clip)
+        return job.clip
 
-    def first_frame(self, job: Job) -> Path:
-        """The PNG of a job that has one by now. Raises NotFound."""
-        return self.store.path(_frame_key(job.id))
+    def first_frame(self, job: Job) -> str:
+        """The key of the PNG, which is there once it is drawn."""
+        return _frame_key(job.id)
+
+    async def read_clip(self, job: Job) -> bytes:
+        """The file of a completed job. Raises NotFound, Unavailable."""
+        return await asyncio.to_thread(self.store.read, self.clip(job))
 
     async def cancel(self, id: str, owner: str = "") -> Job:
         """The job, which ends within one denoising step if it had not ended. Raises NotFound."""
@@ -299,11 +308,13 @@ class JobEngine:
     async def _draw(self, id: str) -> str:
         key = _frame_key(id)
         job = await self._claim(id)
-        if (self.store.folder / key).is_file():  # uploaded, or drawn by one who died before saying so
+        if await self._stored(
+            id, lambda: self.store.has(key)
+        ):  # uploaded, or drawn by one who died before saying so
             return key
         plan = self._plan(job)
         drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
-        await self._patiently(id, lambda: self._put(key, drawn.png))
+        await self._stored(id, lambda: self.store.put(key, drawn.png))
         report = _report(plan)
         await _insist(lambda: self.rows.set_first_frame(id, key, report))
         return key
@@ -311,14 +322,14 @@ class JobEngine:
     async def _animate(self, id: str, frame: str) -> str:
         job = await self._claim(id)
         plan = self._plan(job)
-        png = await asyncio.to_thread(self.store.read, frame)
+        png = await self._stored(id, lambda: self.store.read(frame))
         before = job.total - plan.clip.options.steps
         weights = await asyncio.to_thread(
             weights_of, self.core.catalog, self.settings.model, job.request["category"]
         )
         clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
         key = f"{id}/clip.{plan.format}"
-        await self._patiently(id, lambda: self._put(key, clip.data))
+        await self._stored(id, lambda: self.store.put(key, clip.data))
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
         report |= {"bytes": len(clip.data), "weights": _that_ran(weights, plan.weights["video"])}
         if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
@@ -332,7 +343,7 @@ class JobEngine:
         try:
             await _insist(lambda: self.rows.get(id))
         except NotFound:
-            await asyncio.to_thread(self.store.delete, id)
+            await self._discard(id)
 
     async def _claim(self, id: str) -> Job:
         before = await _insist(lambda: self.rows.holder(id))
@@ -366,14 +377,9 @@ class JobEngine:
             if not await _insist(lambda: self.rows.wanted(id, self.executor)):
                 raise _Unwanted
 
-    async def _put(self, key: str, data: bytes) -> None:
-        """Raises Unavailable where the store cannot be written to."""
-        try:
-            await asyncio.to_thread(self.store.put, key, data)
-        except OSError as error:
-            logger.warning("%s could not be stored: %s", key, say(error))
-            reason = error.strerror or type(error).__name__
-            raise Unavailable(f"clips cannot be stored at the moment: {reason}") from error
+    async def _stored(self, id: str, call: Callable[[], T]) -> T:
+        """A store that is away is waited for like a runner: the clip that was made is not lost at once."""
+        return await self._patiently(id, lambda: asyncio.to_thread(call))
 
     async def _last(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Any:
         """The result of a stage; its steps are noted in the row. Raises _Unwanted as soon as that is so."""
@@ -436,8 +442,6 @@ class JobEngine:
 
     async def _sweep(self) -> None:
         await self._count()
-        for id in await self.rows.expired():
-            await self._forget(id)
         for id, turn in await self.rows.waiting(FORGOTTEN_SECONDS):
             if await DBOS.get_workflow_status_async(id) is None:
                 await self._enqueue(id, turn or FIRST_TURN)
@@ -448,6 +452,32 @@ class JobEngine:
                     WEBHOOKS, self._tell, job.webhook or "", webhooks.event_of(job)
                 )
             await self.rows.set_told(job.id)
+
+    async def _tidy_forever(self) -> None:
+        """Beside the sweep, which a store that is away must not hold up."""
+        next_look = 0.0
+        while True:
+            try:
+                for id in await self.rows.expired():
+                    await self._forget(id)
+                if time.monotonic() >= next_look:
+                    await self._drop_orphans()
+                    next_look = time.monotonic() + ORPHANS_SECONDS
+            except Unavailable as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("expired jobs could not be removed, it is tried again")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _drop_orphans(self) -> None:
+        """Files that no row knows of: an attempt was killed while its job was being deleted, say. Only those
+        that any row would have lost by now go: two databases may share a store by mistake."""
+        oldest = self.settings.job_retention + ORPHANS_SECONDS
+        ids = await asyncio.to_thread(self.store.jobs)
+        for id in set(ids) - await self.rows.known(ids):
+            if await asyncio.to_thread(self.store.age, id) > oldest:
+                logger.warning("files of %s belong to no job, they are removed", id)
+                await asyncio.to_thread(self.store.delete, id)
 
     async def _close_stuck(self) -> None:
         """A workflow that DBOS has given up, after 100 recoveries say, leaves a row that nobody else ends."""

@@ -48,15 +48,15 @@ def weights_of(catalog: Catalog, model_name: str, category: str) -> dict[str, An
     return _weights(catalog.model(model_name), catalog.category(category))
 
 
-def of_job(job: "Job", clip: Path | None) -> dict[str, Any]:
+def of_job(job: "Job", clip: bytes | None) -> dict[str, Any]:
     """Everything that made a job's clip. `clip` and `weights` are null until it is there; `weights` also
-    where the category has none of its own. Reads the clip.
+    where the category has none of its own.
     """
     report = job.report or {}
     asked = {name: value for name, value in job.request.items() if name != "first_frame"}
     file = clip and {
-        "sha256": sha256_of(clip),
-        "bytes": clip.stat().st_size,
+        "sha256": hashlib.sha256(clip).hexdigest(),
+        "bytes": len(clip),
         "media_type": report["media_type"],
     }
     return {

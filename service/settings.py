@@ -42,6 +42,7 @@ class Settings:
     api_keys: str = ""  # file of the keys that may call, see keys.py; empty: nobody needs one
     data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
     database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
+    store_url: str = ""  # s3://, gs://, az:// or file://: where the files of jobs live; empty: in `data`
     job_concurrency: int = 8  # jobs one gateway works on at once, 1..95; see AT_RUNNERS
     max_queued_jobs: int = 1000  # jobs that may wait, 1..1000000
     job_retention: int = 86_400  # seconds a job and its clip are kept once it has ended, 1..31536000
@@ -81,6 +82,11 @@ class Settings:
         if self.c2pa_algorithm not in _ALGORITHMS:
             got = f"got {self.c2pa_algorithm!r}, allowed {', '.join(_ALGORITHMS)}"
             raise ValueError(f"HUVIDPO_C2PA_ALGORITHM: {got}")
+        if self.store_url and not _STORE.fullmatch(self.store_url):
+            raise ValueError(  # what came is not said: it may hold a password
+                "HUVIDPO_STORE_URL: expected s3://bucket/prefix, gs://bucket/prefix, az://container/prefix "
+                "or file:///folder, without user, password, ? or #: credentials come from the environment"
+            )
         if self.webhook_secret and not _SECRET.fullmatch(self.webhook_secret):
             raise ValueError(
                 "HUVIDPO_WEBHOOK_SECRET: expected whsec_ and the base64 of 24 bytes or more: "
@@ -103,6 +109,7 @@ class Settings:
 
 
 _ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
+_STORE = re.compile(r"(s3|gs|az)://[^@?#/]+(/[^@?#]*)?|file:///[^?#]+")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _RANGES = {
     "threads": (0, 1024),

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from huvidpo.catalog import Catalog
@@ -38,6 +38,7 @@ from service.jobs import JobEngine
 from service.lineage import of_job
 from service.marks import verify
 from service.order import Priority
+from service.ranges import serve
 from service.schemas import MEDIA_TYPES, OTHER_NAMES, Format, GenerateRequest, parse
 
 _VERIFIER = ThreadPoolExecutor(1)  # a clip at a time: the cores belong to the model
@@ -189,24 +190,25 @@ class _Door:
         job = await engine.get(request.path_params["id"], owner(request))
         variant = request.query_params.get("variant", "video")
         if variant == "first_frame":  # there before the clip is
-            return FileResponse(engine.first_frame(job), media_type="image/png")
-        path = engine.clip(job)
+            return await serve(request, engine.store, engine.first_frame(job), "image/png")
+        key = engine.clip(job)
         if variant == "video":
             name = f"{job.id}.{job.request['format']}"
-            return FileResponse(path, media_type=MEDIA_TYPES[job.request["format"]], filename=name)
+            return await serve(request, engine.store, key, MEDIA_TYPES[job.request["format"]], name)
         make = {"thumbnail": thumbnail, "spritesheet": spritesheet}.get(variant)
         if make is None:
             raise InvalidRequest(
                 f"variant: got {variant[:20]!r}, expected video, thumbnail, spritesheet or first_frame",
                 "variant",
             )
-        data, media_type = await asyncio.to_thread(make, path.read_bytes(), job.request["format"])
+        data = await asyncio.to_thread(engine.store.read, key)
+        data, media_type = await asyncio.to_thread(make, data, job.request["format"])
         return Response(data, media_type=media_type)
 
     async def lineage(self, request: Request) -> Response:
         engine = self._engine()
         job = await engine.get(request.path_params["id"], owner(request))
-        clip = engine.clip(job) if job.status == "completed" else None
+        clip = await engine.read_clip(job) if job.status == "completed" else None
         return JSONResponse(await asyncio.to_thread(of_job, job, clip))
 
     async def feedback(self, request: Request) -> Response:
@@ -225,7 +227,7 @@ class _Door:
         found = await loop.run_in_executor(_VERIFIER, verify, data, engine.settings)
         if marked := found["watermark"]:
             job = await engine.rows.begins_with(f"video_{marked['id']}", owner(request))
-            clip = engine.clip(job) if job and job.status == "completed" else None
+            clip = await engine.read_clip(job) if job and job.status == "completed" else None
             marked["video"] = await asyncio.to_thread(of_job, job, clip) if job else None
         return JSONResponse(found)
 

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from jobs_engine import Engine
+from moto_server import S3
 from ports import free_port
 
 from huvidpo.video import decode
 from service.images import to_png
+from service.store import open_store
 
 ROOT = Path(__file__).parents[2]
 FRAME = np.zeros((64, 64, 3), np.uint8)
@@ -287,3 +289,28 @@ def test_the_private_call_of_dbos_is_where_we_use_it():
 
     assert version("dbos") == "3.4.0"
     assert list(inspect.signature(DBOS._recover_pending_workflows).parameters) == ["executor_ids"]
+
+
+def test_a_bucket_that_comes_late_loses_nothing(start, tmp_path, monkeypatch):
+    """The frame that was drawn waits for its store and is not drawn again; then no local file is left."""
+    s3 = S3(tmp_path / "s3.log")
+    try:
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        engine = start(store_url="s3://clips/here").ready()
+        id = engine.do("create", seed=7)["id"]
+        engine.wait(id, lambda job: job["done"] >= 20)
+        time.sleep(1)
+        assert engine.do("get", id=id)["status"] == "in_progress"
+        s3.bucket("clips")
+        job = engine.wait(id)
+        assert (job["status"], job["clip"]) == ("completed", f"{id}/clip.mp4")
+        assert engine.lines()["first_frame 7"] == 1
+        assert not (engine.folder / "clips").exists()
+        store = open_store("s3://clips/here", tmp_path)
+        assert len(store.read(job["clip"])) == job["report"]["bytes"]
+        engine.do("delete", id=id)
+        assert store.jobs() == []
+        engine.stop()
+    finally:
+        s3.stop()
