@@ -152,6 +152,7 @@ class _Runner:
         batcher = self.batcher
         limits = {"max_steps": SETTINGS.max_steps, "max_frames": SETTINGS.max_frames}
         told = {"stage": batcher.stage, "model": SETTINGS.model, "backend": batcher.backend, "limits": limits}
+        told |= {"device": SETTINGS.device_of(batcher.stage) or "auto", "dtype": SETTINGS.dtype or "auto"}
         return told | batcher.describe()
 
     async def __is_ready__(self) -> bool:

@@ -228,8 +228,10 @@ class Router:
                 logger.warning("%s: %s", parts.hostname, error.strerror)
                 urls |= self._peers.keys()
                 continue
-            for *_, (host, *_rest) in found:
-                urls.add(f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}")
+            hosts = {str(where[0]) for *_, where in found}
+            # of one that is named in both families, so that it does not count as two
+            hosts = {host for host in hosts if ":" not in host} or hosts
+            urls |= {f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts}
         return urls
 
     # --- the hop ---

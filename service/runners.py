@@ -288,8 +288,14 @@ def _take_part(settings: Settings, stage: str, place: dict[str, Any]) -> "Part |
     catalog = load_catalog()
     device, dtype = device_and_dtype(place["device"], place["dtype"])
     entry, categories = catalog.model(settings.model), len(catalog.categories)
-    shared = settings.device_of("first_frame") == settings.device_of("video")
+    cards = {_card(settings.device_of(one)) for one in ("first_frame", "video")}
+    shared = len(cards) == 1
     return take_part(entry, stage, dtype, device, categories=categories, shared=shared)
+
+
+def _card(device: str) -> str:
+    """A name for what a setting names: the first card has several."""
+    return "cuda:0" if device in ("", "cuda") else device
 
 
 def _placement(settings: Settings, stage: str) -> dict[str, Any]:

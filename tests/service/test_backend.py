@@ -110,3 +110,14 @@ def test_unusual_lengths_are_one_compilation_beside_the_others():
         (clip,) = model.run([item(frames)], lambda *step: None)
         assert clip.shape[0] == frames
     assert engine.run.requests == compiled
+
+
+@pytest.mark.parametrize(
+    ("first", "video", "together"),
+    [("", "", True), ("cuda", "cuda:0", True), ("", "cuda:0", True), ("cuda:0", "cuda:1", False)],
+)
+def test_stages_share_a_card_or_have_one_each(first, video, together):
+    settings = Settings(first_frame_device=first, video_device=video)
+    cards = {runners._card(settings.device_of(stage)) for stage in ("first_frame", "video")}
+    assert (len(cards) == 1) == together
+    assert Settings(device="cuda:1", video_device=video).device_of("first_frame") == "cuda:1"

@@ -383,14 +383,18 @@ def test_runners_come_go_and_fill_up(monkeypatch):
     asyncio.run(main())
 
 
-def test_a_name_is_looked_up_in_both_families():
+def test_a_name_in_both_families_is_one_runner(monkeypatch):
     async def main():
-        routed = router.Router("video", "http://localhost:3000,file:///run/a%20b.sock,tcp://127.0.0.2:9", 10)
-        urls = await routed._resolve()
-        assert {"http://127.0.0.1:3000", "file:///run/a%20b.sock", "http://127.0.0.2:9"} <= urls
-        assert urls <= {
-            "http://127.0.0.1:3000",
-            "http://[::1]:3000",
+        async def look_up(host, port, **_):
+            hosts = {"both": ["10.0.0.1", "fd00::1"], "six": ["fd00::2"], "127.0.0.2": ["127.0.0.2"]}[host]
+            return [(None, None, None, "", (host, port)) for host in hosts]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        addresses = "http://both:3000,http://six:3000,file:///run/a%20b.sock,tcp://127.0.0.2:9"
+        urls = await router.Router("video", addresses, 10)._resolve()
+        assert urls == {
+            "http://10.0.0.1:3000",
+            "http://[fd00::2]:3000",
             "file:///run/a%20b.sock",
             "http://127.0.0.2:9",
         }
