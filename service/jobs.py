@@ -308,9 +308,8 @@ class JobEngine:
     async def _draw(self, id: str) -> str:
         key = _frame_key(id)
         job = await self._claim(id)
-        if await self._stored(
-            id, lambda: self.store.has(key)
-        ):  # uploaded, or drawn by one who died before saying so
+        there = await self._stored(id, lambda: self.store.has(key))
+        if there:  # uploaded, or drawn by one who died before saying so
             return key
         plan = self._plan(job)
         drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
