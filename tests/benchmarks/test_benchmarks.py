@@ -21,6 +21,7 @@ QUICK = [
     "service_overhead --no-server",  # tests/e2e starts servers
     "unet_forward",
     "unet_sd14",
+    "watermark",
 ]
 # equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not
 APART = {"common", "equal_numbers", "export_full_size"}
