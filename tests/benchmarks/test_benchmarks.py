@@ -21,10 +21,10 @@ QUICK = [
     "service_overhead --no-server",  # tests/e2e starts servers
     "unet_forward",
     "unet_sd14",
-    "watermark",
 ]
-# equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not
-APART = {"common", "equal_numbers", "export_full_size"}
+# equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not; watermark
+# reads what has no mark, which takes long: tests/huvidpo/test_watermark.py does the same
+APART = {"common", "equal_numbers", "export_full_size", "watermark"}
 
 
 def test_every_benchmark_is_run_here():
