@@ -22,8 +22,8 @@ QUICK = [
     "unet_forward",
     "unet_sd14",
 ]
-# equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not; watermark
-# reads what has no mark, which takes long: tests/huvidpo/test_watermark.py does the same
+# equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not;
+# watermark reads what has no mark, which takes long: tests/huvidpo/test_watermark.py does the same
 APART = {"common", "equal_numbers", "export_full_size", "watermark"}
 
 
