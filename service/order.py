@@ -5,7 +5,8 @@ Higher priorities first. Within one, callers and their categories have equal sha
 start-time fair queuing (Goyal, Vin and Cheng, 1996), which is as fair as deficit round robin with one request
 for a quantum, and needs no quantum. A request that has waited for long counts as of the next higher priority,
 so each has its turn. One that would be late goes forward as far as it has to, where nobody else becomes late;
-one that is late in any case lets those of its priority go first that still can be in time.
+one that is late in any case lets those of its priority go first that still can be in time, for
+LATE_SECONDS at most: then it has its turn too.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import Literal, Protocol, TypeVar
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 AGE_SECONDS = 30.0  # of waiting, for each of which a request rises by a priority
+LATE_SECONDS = AGE_SECONDS * len(PRIORITIES)  # of waiting: then one that is late counts as any other
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Order:
         """
         classes: dict[tuple[int, bool], list[W]] = {}
         for one in waiting:
-            late = now + ahead + one.seconds > one.terms.deadline
+            fresh = now - one.since < LATE_SECONDS
+            late = fresh and now + ahead + one.seconds > one.terms.deadline
             classes.setdefault((_rank(one, now), late), []).append(one)
         order: list[W] = []
         for rank in sorted(classes):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.order import AGE_SECONDS, PRIORITIES, Order, Terms
+from service.order import AGE_SECONDS, LATE_SECONDS, PRIORITIES, Order, Terms
 
 
 @dataclass(eq=False)
@@ -128,10 +128,11 @@ def test_backlogged_flows_differ_by_no_more_than_a_request_of_each(work):
                 assert abs(seconds[a] - seconds[b]) <= largest[a] + largest[b] + 1e-6
 
 
+@pytest.mark.parametrize("deadline", [math.inf, 5.0], ids=["unhurried", "late"])
 @pytest.mark.parametrize("priority", PRIORITIES)
-def test_everybody_has_a_turn(priority):
+def test_everybody_has_a_turn(priority, deadline):
     """Beside others of the highest priority, of flows of their own, that never end."""
-    order, patient, now = Order(), one("patient", priority=priority), 0.0
+    order, patient, now = Order(), one("patient", priority=priority, deadline=deadline), 0.0
     while True:
         fresh = [one(("new", now, i), since=now, priority="high") for i in range(3)]
         first = order.arrange([patient, *fresh], now)[0]
@@ -139,7 +140,7 @@ def test_everybody_has_a_turn(priority):
         if first is patient:
             break
         now += first.seconds
-        assert now <= 2 * AGE_SECONDS + 2
+        assert now <= (2 * AGE_SECONDS if deadline == math.inf else LATE_SECONDS) + 2
 
 
 def test_what_is_remembered_is_bounded():
