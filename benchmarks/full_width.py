@@ -47,7 +47,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from benchmarks import common
 from benchmarks.common import ROOT, record
 from huvidpo import video
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import Component, load_catalog
 from huvidpo.files import hash_file, write_bytes, write_text
 from huvidpo.loading import load_part
 from huvidpo.unet import VideoUNet, fingerprint
@@ -208,9 +208,10 @@ def tokenizer() -> dict[str, str]:
 
 def fill_cache(hub: Path, narrow: bool) -> dict[str, int]:
     """The hub's cache, where it is not there yet; returns the bytes of each part's weights."""
-    commit = "0" * 39 + "1"
+    parts = [value for value in vars(load_catalog().model("sd14")).values() if isinstance(value, Component)]
+    commits = {part.location: part.revision or "0" * 39 + "1" for part in parts}
     repos = {repo: hub / "hub" / f"models--{repo.replace('/', '--')}" for repo in (SDXL, DPO, SD14)}
-    folders = {repo: path / "snapshots" / commit for repo, path in repos.items()}
+    folders = {repo: path / "snapshots" / commits[repo] for repo, path in repos.items()}
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     small = {
         f"{SDXL}/scheduler/scheduler_config.json": betas | {
@@ -234,7 +235,7 @@ def fill_cache(hub: Path, narrow: bool) -> dict[str, int]:
     for where, text in files.items():
         repo = next(repo for repo in repos if where.startswith(repo))
         write_text(folders[repo] / where.removeprefix(f"{repo}/"), text)
-        write_text(repos[repo] / "refs" / "main", commit)
+        write_text(repos[repo] / "refs" / "main", commits[repo])
     sizes = {}
     for seed, (where, config) in enumerate(configs(narrow).items()):
         repo = next(repo for repo in repos if where.startswith(repo))

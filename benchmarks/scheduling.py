@@ -10,10 +10,10 @@ alone. All requests count, those a policy drops too.
 
 Policies: `fifo` one at a time, first come, first served (vLLM-Omni); `window` the oldest, and of the others
 that are like it those that come within 50 ms (SGLang); `bentoml` as many from the head of the queue as are
-alike, and drops what waits for more than a minute; `edf` earliest deadline first; `ours` service/order.py,
-with batches as service/pace.py sizes them. The load is the one at which fifo has 50 to 65 % in time. Jain's
-index is over keys: of the share of its work that each got, and of its requests that were in time. Prints a
-table and appends a line to benchmarks/results.
+alike, and drops what waits for more than a minute (without BentoML's model of latencies); `edf` earliest
+deadline first; `ours` service/order.py, with batches as service/pace.py sizes them. The load is the one at
+which fifo has 50 to 65 % in time. Jain's index is over keys: of the share of its work that each got, and of
+its requests that were in time. Prints a table and appends a line to benchmarks/results.
 """
 
 from __future__ import annotations
