@@ -39,7 +39,7 @@ format: $(VENV)/dev.done  ## rewrite the code in the project's format
 bench: $(VENV)/dev.done  ## run the benchmarks; results go to benchmarks/results
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || echo "$$name failed"; done
 
-rehearsal: $(VENV)/dev.done  ## run the deployment on this machine and break it, part by part (docs/rehearsal.md)
+rehearsal: $(VENV)/dev.done  ## run the deployment on this machine and break it, part by part (docs/deploy.md)
 	$(BIN)/python -m deploy.rehearsal
 
 tiny: $(VENV)/dev.done  ## train the whole built-in family; hours on two cores, resumable
