@@ -12,6 +12,7 @@ LATE_SECONDS at most: then it has its turn too.
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, Protocol, TypeVar
 
 Priority = Literal["high", "normal", "low"]
@@ -64,9 +65,10 @@ class Order:
             late = fresh and now + ahead + one.seconds > one.terms.deadline
             classes.setdefault((_rank(one, now), late), []).append(one)
         order: list[W] = []
-        for rank in sorted(classes):
+        for rank, late in sorted(classes):
             begin = now + ahead + sum(one.seconds for one in order)
-            order += _in_time(self._fairly(classes[rank]), begin)
+            fairly = self._fairly(classes[rank, late])
+            order += fairly if late else _in_time(fairly, begin)
         return order
 
     def take(self, batch: Sequence[Waits], idle: bool = False) -> None:
@@ -101,20 +103,16 @@ def _in_time(order: list[W], begin: float) -> list[W]:
     """The order with those that would be late moved forward, as little as it takes, where nobody else becomes
     late.
     """
-    for place in range(len(order)):
-        late = order[place]
-        if late.terms.deadline == math.inf or _end(order, place, begin) <= late.terms.deadline:
+    times = list(accumulate((one.seconds for one in order), initial=begin))  # each one's start, and the end
+    for place, late in enumerate(order):
+        if times[place + 1] <= late.terms.deadline:
             continue
         for to in range(place - 1, -1, -1):
-            passed = order[to]
-            before = _end(order, to, begin)
-            if before <= passed.terms.deadline < before + late.seconds:
+            if times[to + 1] <= order[to].terms.deadline < times[to + 1] + late.seconds:
                 break  # it would be late then
-            if before - passed.seconds + late.seconds <= late.terms.deadline:
+            if times[to] + late.seconds <= late.terms.deadline:
                 order.insert(to, order.pop(place))
+                moved = (one.seconds for one in order[to : place + 1])
+                times[to : place + 2] = accumulate(moved, initial=times[to])
                 break
     return order
-
-
-def _end(order: Sequence[Waits], place: int, begin: float) -> float:
-    return begin + sum(one.seconds for one in order[: place + 1])
