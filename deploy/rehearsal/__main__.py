@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.rehearsal import report
-from deploy.rehearsal.cluster import CONTAINER, Cluster, Postgres
+from deploy.rehearsal.cluster import CONTAINER, DATABASE, Cluster, Postgres
 from deploy.rehearsal.drills import CLEAR_SECONDS, DRILLS, PATIENCE_SECONDS, Drill, Failed, Scene
 from deploy.rehearsal.manifests import ROOT, pod_specs, render
 from deploy.rehearsal.traffic import Traffic
@@ -102,7 +102,7 @@ async def rehearse(root: Path, drills: list[Drill], rate: float) -> dict[str, An
     specs = pod_specs(render("overlays/cpu-tiny"))
     cluster = Cluster(root, root / "data", root / "hosts", specs, SETTINGS, tell=tell)
     watch = Watch(cluster, root / "watch", now)
-    postgres = Postgres(root / "postgres")
+    postgres = Postgres(root / "postgres", DATABASE)
     traffic = Traffic(cluster, KEY, rate, CATEGORIES)
     scene = Scene(cluster, postgres, traffic, watch)
     background = []

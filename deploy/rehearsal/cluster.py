@@ -25,6 +25,7 @@ from deploy.rehearsal.manifests import ROOT, PodSpec
 PROBE_SECONDS = 1.0  # between two looks at a pod; a cluster looks every five
 UNREADY_AFTER = 3  # probes in a row, as Kubernetes has it
 START_SECONDS = 240.0  # on a busy machine
+DATABASE, USER = "127.1.9.9", "huvidpo"  # where Postgres listens, and for whom: as the manifests' secret says
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """Processes of its own: they end with the first of them, and with this program."""
 
@@ -38,7 +39,6 @@ class Pod:
     held: bool = False  # whether it stays dead
     leaving: bool = False
     ready: bool = False
-    starts: int = 0
     misses: int = 0
     process: asyncio.subprocess.Process | None = None
 
@@ -99,7 +99,7 @@ class Cluster:
             stderr=subprocess.STDOUT,
         )  # fmt: skip
         log.close()
-        pod.starts, pod.misses = pod.starts + 1, 0
+        pod.misses = 0
 
     def environment(self, pod: Pod) -> dict[str, str]:
         """As the manifests have it, with folders of this machine in the place of volumes."""
@@ -167,7 +167,7 @@ class Cluster:
         pod.ready = good or (pod.ready and pod.misses < UNREADY_AFTER)
 
     def _write_hosts(self) -> None:
-        lines = ["127.0.0.1 localhost", "127.1.9.9 postgres"]
+        lines = ["127.0.0.1 localhost", f"{DATABASE} postgres"]
         lines += [f"{pod.address} {pod.spec.component}" for pod in self.pods if pod.ready and not pod.leaving]
         text = "\n".join(lines) + "\n"
         if self.hosts.read_text() != text:
@@ -183,28 +183,32 @@ class Cluster:
 
 
 class Postgres:
-    """As the user postgres when we are root: it refuses to be that. Raises FileNotFoundError."""
+    """One of its own in `folder`, as the user postgres when we are root: it refuses to be that. Raises
+    FileNotFoundError where none is installed.
+    """
 
-    address, port = "127.1.9.9", 5432
-
-    def __init__(self, folder: Path, name: str = "huvidpo"):
+    def __init__(self, folder: Path, address: str, port: int = 5432, database: str = USER):
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         if not programs:
             raise FileNotFoundError("no Postgres is installed: apt-get install postgresql")
-        self.programs, self.folder = programs[-1], folder
+        self.programs, self.folder, self.address, self.port = programs[-1], folder, address, port
         self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if self._user:
             shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", folder / "data", "-U", name, "-A", "trust", "--no-sync")
+        self._run("initdb", "-D", folder / "data", "-U", USER, "-A", "trust", "--no-sync")
         self.start()
-        self._run("createdb", "-h", self.address, "-p", self.port, "-U", name, name)
+        self.url = self.create(database)
+
+    def create(self, database: str) -> str:
+        """The URL of a new one."""
+        self._run("createdb", "-h", self.address, "-p", self.port, "-U", USER, database)
+        return f"postgresql://{USER}@{self.address}:{self.port}/{database}"
 
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses={self.address} -c fsync=off"
-        self._run(
-            "pg_ctl", "-D", self.folder / "data", "-w", "-l", self.folder / "log", "-o", options, "start"
-        )
+        log = self.folder / "log"
+        self._run("pg_ctl", "-D", self.folder / "data", "-w", "-l", log, "-o", options, "start")
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "immediate", "stop")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 from aiohttp import web
 
@@ -98,11 +97,6 @@ class Watch:
         for _, name, state in self.alerts:
             states[name] = state
         return {name for name, state in states.items() if state == "firing"}
-
-    async def series(self, query: str) -> list[dict[str, Any]]:
-        async with httpx.AsyncClient(base_url="http://{}:{}".format(*PROMETHEUS), timeout=10) as client:
-            answer = await client.get("/api/v1/query", params={"query": query})
-        return answer.json()["data"]["result"]
 
     async def close(self) -> None:
         for process in self._processes:

@@ -1,11 +1,8 @@
 """Jobs through restarts, kills and takeovers: real processes, real databases, toy stages."""
 
 import base64
-import os
-import shutil
 import signal
 import sqlite3
-import subprocess
 import tempfile
 import time
 from contextlib import closing
@@ -18,6 +15,7 @@ from jobs_engine import Engine
 from moto_server import S3
 from ports import free_port
 
+from deploy.rehearsal.cluster import Postgres
 from huvidpo.video import decode
 from service.images import to_png
 from service.store import open_store
@@ -41,45 +39,13 @@ def start(tmp_path):
             engine.kill()
 
 
-class Postgres:
-    """A Postgres of its own, as the user postgres when we are root (it refuses to run as root)."""
-
-    def __init__(self, programs: Path, folder: Path):
-        self.programs, self.folder, self.port = programs, folder, free_port()
-        self.url = f"postgresql://huvidpo@127.0.0.1:{self.port}/jobs"
-        self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        if self._user:
-            shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", folder / "data", "-U", "huvidpo", "-A", "trust", "--no-sync")
-        self.start()
-        self.create("jobs")
-
-    def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        log = self.folder / "log"
-        self._run("pg_ctl", "-D", self.folder / "data", "-w", "-l", log, "-o", options, "start")
-
-    def create(self, database: str) -> str:
-        """The URL of a new one."""
-        self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "huvidpo", database)
-        return self.url.removesuffix("jobs") + database
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", self.folder / "data", "-w", "-m", "immediate", "stop")
-
-    def _run(self, program: str, *arguments: Any) -> None:
-        # pg_ctl's server inherits its output: a pipe would never end
-        command = [*self._user, str(self.programs / program), *map(str, arguments)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 @pytest.fixture(scope="module")
 def postgres():
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs:
-        pytest.skip("no Postgres is installed (Debian: postgresql)")
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
-        postgres = Postgres(programs[-1].parent, Path(folder))
+        try:
+            postgres = Postgres(Path(folder), "127.0.0.1", free_port(), "jobs")
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
         yield postgres
         postgres.stop()
 
