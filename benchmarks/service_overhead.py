@@ -85,7 +85,7 @@ def measure_bare(args: argparse.Namespace) -> list[float]:
     from service.runners import _placement
     from service.settings import Settings
 
-    placement = _placement(Settings(model=args.model, threads=args.threads), "bare")  # as the runners
+    placement = _placement(Settings(model=args.model, threads=args.threads), "video")  # as the runners
     first_frame = FirstFramePipeline.from_catalog(args.model, **placement)
     video = VideoPipeline.from_catalog(args.model, **placement)
     options = load_catalog().model(args.model).defaults

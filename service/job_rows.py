@@ -238,7 +238,7 @@ class Rows:
     async def expired(self) -> list[str]:
         """Ids of ended jobs past their time."""
         query = sa.select(JOBS.c.id).where(JOBS.c.status.not_in(ACTIVE), JOBS.c.expires_at < self._now)
-        return list(await self._do(lambda db: db.execute(query.limit(100)).scalars().all()))
+        return await self._all(query.limit(100))
 
     async def known(self, ids: list[str]) -> set[str]:
         """Those of the ids that have a row."""
@@ -267,8 +267,7 @@ class Rows:
         return [tuple(row) for row in await self._do(lambda db: db.execute(query).all())]
 
     async def in_progress(self) -> list[str]:
-        query = sa.select(JOBS.c.id).where(JOBS.c.status == "in_progress")
-        return list(await self._do(lambda db: db.execute(query).scalars().all()))
+        return await self._all(sa.select(JOBS.c.id).where(JOBS.c.status == "in_progress"))
 
     async def renew_lease(self, executor: str, seconds: float) -> None:
         values = {"expires_at": self._now + seconds}

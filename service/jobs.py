@@ -76,7 +76,6 @@ class JobEngine:
         self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
         self.executor = uuid.uuid4().hex
         self._running: set[asyncio.Task[Any]] = set()
-        self._taken_over: set[str] = set()  # ids of jobs here that another gateway has worked on
         self._background: list[asyncio.Task[None]] = []
         self._trust_leases_at = 0.0  # time.monotonic
 
@@ -268,8 +267,6 @@ class JobEngine:
                 if row_of(error) is INTERNAL:
                     logger.exception("job %s failed", id)
                 await fail(id, to_dict(error))
-            finally:
-                self._taken_over.discard(id)
 
         return clip
 
@@ -307,11 +304,11 @@ class JobEngine:
 
     async def _draw(self, id: str) -> str:
         key = _frame_key(id)
-        job = await self._claim(id)
+        job, taken_over = await self._claim(id)
         there = await self._stored(id, lambda: self.store.has(key))
         if there:  # uploaded, or drawn by one who died before saying so
             return key
-        plan = self._plan(job)
+        plan = self._plan(job, taken_over)
         drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
         await self._stored(id, lambda: self.store.put(key, drawn.png))
         report = _report(plan)
@@ -319,8 +316,8 @@ class JobEngine:
         return key
 
     async def _animate(self, id: str, frame: str) -> str:
-        job = await self._claim(id)
-        plan = self._plan(job)
+        job, taken_over = await self._claim(id)
+        plan = self._plan(job, taken_over)
         png = await self._stored(id, lambda: self.store.read(frame))
         before = job.total - plan.clip.options.steps
         weights = await asyncio.to_thread(
@@ -344,22 +341,22 @@ class JobEngine:
         except NotFound:
             await self._discard(id)
 
-    async def _claim(self, id: str) -> Job:
+    async def _claim(self, id: str) -> tuple[Job, bool]:
+        """The job, and whether it is taken over from another gateway."""
         before = await _insist(lambda: self.rows.holder(id))
         if not await _insist(lambda: self.rows.claim(id, self.executor)):
             raise _Unwanted
-        if before not in (None, self.executor):
-            self._taken_over.add(id)
         try:
-            return await _insist(lambda: self.rows.get(id))
+            job = await _insist(lambda: self.rows.get(id))
         except NotFound:
             raise _Unwanted from None
+        return job, before not in (None, self.executor)
 
-    def _plan(self, job: Job) -> Plan:
+    def _plan(self, job: Job, taken_over: bool) -> Plan:
         """A gateway that takes the job over finds what a runner does for it by the job's id."""
         CALLER.set(self.keys.caller(job.owner))
         plan = self.core.plan(GenerateRequest(**job.request))
-        plan.id, plan.detach, plan.begun_elsewhere = job.id, True, job.id in self._taken_over
+        plan.id, plan.detach, plan.begun_elsewhere = job.id, True, taken_over
         return plan
 
     async def _patiently(self, id: str, stage: Callable[[], Awaitable[T]]) -> T:

@@ -165,9 +165,11 @@ class Router:
         if job.id not in self._places and job.begun_elsewhere:
             await self._find(job.id)
         known = self._peers.get(self._places.get(job.id, ""))
-        peer = known if known in peers and known.report else min(
-            [peer for peer in peers if peer.ready] or peers, key=lambda peer: peer.cost(job)
-        )  # fmt: skip
+        if known in peers and known.report:
+            peer = known
+        else:
+            ready = [peer for peer in peers if peer.ready]
+            peer = min(ready or peers, key=lambda peer: peer.cost(job))
         if job.detach:
             self._places[job.id] = peer.url
             if len(self._places) > KEPT_PLACES:

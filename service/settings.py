@@ -94,9 +94,8 @@ class Settings:
             )
 
     def device_of(self, stage: str) -> str:
-        """Of "first_frame" or "video", or of anything else; empty: CUDA when present, else CPU."""
-        own = {"first_frame": self.first_frame_device, "video": self.video_device}
-        return own.get(stage, "") or self.device
+        """Of "first_frame" or "video"; empty: CUDA when present, else CPU."""
+        return getattr(self, f"{stage}_device") or self.device
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":

@@ -136,10 +136,8 @@ def open_store(url: str, folder: Path) -> Store:
     parts = urlsplit(url)
     if parts.scheme == "file":
         return Folder(Path(parts.path))
-    plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in (
-        "1",
-        "true",
-    )  # options take the environment's place
+    # options take the environment's place
+    plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
     try:
         store = from_url(
             url,
