@@ -25,6 +25,7 @@ from huvidpo.config import BACKENDS, PRECISIONS, ClipRequest
 from huvidpo.errors import InvalidRequest
 from huvidpo.files import make_way, write_bytes
 from huvidpo.video import FORMATS, encode, read_image
+from huvidpo.words import known_words, warnings_of
 
 console = Console(stderr=True)
 
@@ -157,6 +158,7 @@ def _fetch_clip(args: argparse.Namespace) -> None:
             negative_prompt=args.negative_prompt,
         )
         print(f"seed {job['seed']}", flush=True)
+        _warn(job.get("warnings", ()))  # a service of an older release has none
         try:
             _timed("clip", lambda on_step: client.wait(job["id"], _shown(on_step)), 100)
         except KeyboardInterrupt:
@@ -166,13 +168,21 @@ def _fetch_clip(args: argparse.Namespace) -> None:
     print(f"{out}: {out.stat().st_size} bytes, {job['num_frames']} frames at {job['fps']} per second")
 
 
+def _warn(sentences: Sequence[str]) -> None:
+    for warning in sentences:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
 def _shown(on_step: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     return lambda job: on_step(job["progress"], 100, None)
 
 
 def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
     out, format = _target(args)
+    catalog = load_catalog()
+    entry = catalog.model(args.model)
     print(f"seed {request.seed}", flush=True)
+    _warn(warnings_of(request.prompt, catalog.category(request.category), known_words(entry)))
     command.quiet_libraries()
     given = read_image(args.first_frame) if args.first_frame else None
 
@@ -183,7 +193,6 @@ def _make_clip(args: argparse.Namespace, request: ClipRequest) -> None:
 
     place = _placement(args)
     stages = ["video"] if given is not None else ["first_frame", "video"]
-    entry = load_catalog().model(args.model)
     device, dtype = device_and_dtype(place["device"], place["dtype"])
     for stage in stages:
         take_part(entry, stage, dtype, device)

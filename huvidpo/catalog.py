@@ -142,6 +142,7 @@ class Model:
     recipes: Annotated[Recipes, _table(Recipes)] = Recipes()
     gpu_gib: Annotated[GpuNeeds, _table(GpuNeeds)] | None = None  # see gpu_memory.py; None: not known
     prompts: _File | None = None  # lines "category: prompt" to make clips of; None: the category's motion
+    words: _File | None = None  # all that it was trained on, see words.py; None: any
     attention_mode: Literal["first_prev", "first"] | None = None  # of checkpoints that do not say theirs
 
 

@@ -245,7 +245,9 @@ class Gateway:
 
     @bentoml.api(input_spec=GenerateBody)
     async def generate_video(self, request: Any) -> Annotated[bytes, ContentType("video/mp4")]:
-        """Makes a clip. X-Seed, X-Model, X-Weights, X-Backend, X-Request-Id and Server-Timing tell how."""
+        """Makes a clip. X-Seed, X-Model, X-Weights, X-Backend, X-Request-Id and Server-Timing tell how,
+        X-Warning which words meant nothing to the model.
+        """
         from service.http import answer_generate
 
         return await answer_generate(self.core, request)  # type: ignore[return-value]  # a Response passes as it is

@@ -1,6 +1,6 @@
 """Server-sent events: how a stream of them is sent, and what POST /generate_video says as one.
 
-accepted  {"model", "seed"}
+accepted  {"model", "seed", "warnings"}      warnings: sentences; of words that the model does not know
 queued    {"stage", "position", "eta"}      position: requests before it; eta: seconds, or null
 started   {"stage"}                         the device works on it
 step      {"stage", "step", "total"}        step 1, 2, ... of the denoising steps of both stages
@@ -77,7 +77,7 @@ async def _lines(
     accepted: Started, events: AsyncGenerator[Event, None], drawn: int, request_id: str, preview: bool
 ) -> AsyncGenerator[str, None]:
     """`drawn`: denoising steps of the first stage."""
-    yield sse("accepted", {"model": accepted.model, "seed": accepted.request.seed})
+    yield sse("accepted", _accepted(accepted))
     total, stage = drawn + accepted.request.options.steps, ""
     try:
         async with aclosing(events):
@@ -99,6 +99,11 @@ async def _lines(
         if row_of(error) is INTERNAL:
             logger.exception("request %s failed", request_id)
         yield sse("error", shape(row_of(error).status, to_dict(error), request_id))
+
+
+def _accepted(accepted: Started) -> dict[str, Any]:
+    seed, warnings = accepted.request.seed, list(accepted.warnings)
+    return {"model": accepted.model, "seed": seed, "warnings": warnings}
 
 
 def _clip(clip: Finished) -> dict[str, Any]:

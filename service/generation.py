@@ -17,6 +17,7 @@ from huvidpo.catalog import Catalog
 from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
 from huvidpo.errors import InvalidRequest
 from huvidpo.watermark import LEAST, fits
+from huvidpo.words import known_words, warnings_of
 from service import metrics
 from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
@@ -44,6 +45,7 @@ class Started:
 
     request: ClipRequest
     model: str
+    warnings: tuple[str, ...] = ()  # see Plan
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Finished:
     seconds: dict[str, float]
     backends: dict[str, str]
     weights: dict[str, str | None]
+    warnings: tuple[str, ...] = ()  # see Plan
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Plan:
     deadline: float  # time of the event loop
     caller: str = ""  # name of the API key
     priority: Priority = "normal"
+    warnings: tuple[str, ...] = ()  # sentences for the caller: words that the model was never trained on
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
@@ -129,6 +133,9 @@ class Generation:
     _end: float = field(default=math.inf, init=False)  # loop time, of the drain
     _ends: dict[int, float] = field(default_factory=dict, init=False)  # loop time a plan's clip is expected
     _animating: float | None = field(default=None, init=False)  # seconds from first frame to clip, lately
+
+    def __post_init__(self) -> None:
+        self._words = known_words(self.catalog.model(self.settings.model))
 
     def drain(self, seconds: float) -> None:
         """Admits nothing more; what is in flight after `seconds` raises Unavailable. For the event loop."""
@@ -188,7 +195,7 @@ class Generation:
 
     async def _generate(self, request: GenerateRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
         plan = self.plan(request, seconds)
-        yield Started(plan.clip, self.settings.model)
+        yield Started(plan.clip, self.settings.model, plan.warnings)
         if request.first_frame is not None:
             frame = await self.read_first_frame(request.first_frame, plan.clip.options)
         else:
@@ -258,13 +265,14 @@ class Generation:
             plan.seconds,
             plan.backends,
             plan.weights,
+            plan.warnings,
         )
 
     def plan(self, request: GenerateRequest, seconds: float | None = None) -> Plan:
         """The request with the model's defaults and a seed filled in, to be done within `seconds`, or as many
         as a request may take. Raises InvalidRequest.
         """
-        self.catalog.category(request.category)
+        category = self.catalog.category(request.category)
         caller = CALLER.get()
         priority = request.priority or caller.priority
         if PRIORITIES.index(priority) < PRIORITIES.index(caller.priority):
@@ -289,7 +297,14 @@ class Generation:
         )
         most = min(self.settings.request_timeout, math.inf if seconds is None else seconds)
         deadline = asyncio.get_running_loop().time() + most
-        return Plan(clip, request.format, deadline, caller=caller.name, priority=priority)
+        return Plan(
+            clip,
+            request.format,
+            deadline,
+            caller=caller.name,
+            priority=priority,
+            warnings=warnings_of(request.prompt, category, self._words),
+        )
 
     def _can_be_marked(self, options: SamplingOptions) -> bool:
         """Raises InvalidRequest where they have to be."""

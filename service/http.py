@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import quote
 
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
@@ -358,4 +359,6 @@ def _clip_response(clip: Finished) -> Response:
     }
     if weights := clip.weights.get("video"):
         headers["X-Weights"] = weights
+    if clip.warnings:  # headers are ASCII
+        headers["X-Warning"] = quote(" ".join(clip.warnings), safe=" ,:.'")
     return Response(clip.data, media_type=clip.media_type, headers=headers)

@@ -8,7 +8,7 @@ that disagree cannot both win.
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ JOBS = sa.Table(
     sa.Column("turn", sa.Integer),  # of the jobs that wait, the least goes first
     sa.Column("webhook", sa.String(2000)),
     sa.Column("told", sa.Boolean),
+    sa.Column("warnings", _JSON),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("huvidpo_jobs_by_time", "owner", "created_at", "id"),
@@ -86,6 +87,7 @@ class Job:
     source: str | None  # the job this one is a remix of
     webhook: str | None = None  # address that is told of the end
     turn: int = FIRST_TURN  # of the jobs that wait, the least goes first
+    warnings: list[str] | None = None  # sentences for the caller; None: none, or made before there were any
 
     @property
     def ended(self) -> bool:
@@ -315,7 +317,7 @@ def _prepare(db: sa.Connection) -> None:
 
 
 _LOCK = 0x48755669  # any number that no other program takes
-_JSON_FIELDS = ("request", "error", "report")
+_JSON_FIELDS = ("request", "error", "report", "warnings")
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
 
@@ -326,6 +328,7 @@ def new_job(
     total: int,
     source: str | None,
     webhook: str | None = None,
+    warnings: Sequence[str] = (),
 ) -> Job:
     """A queued job, as it is before anything has happened to it."""
     now = time.time()
@@ -334,7 +337,7 @@ def new_job(
     )
     return Job(
         id=id, owner=owner, status="queued", request=request, created_at=now, expires_at=now, done=0,
-        total=total, source=source, webhook=webhook, **rest,
+        total=total, source=source, webhook=webhook, warnings=list(warnings) or None, **rest,
     )  # fmt: skip
 
 

@@ -141,8 +141,9 @@ class JobEngine:
         options |= {"seed": plan.clip.seed, "style": plan.clip.style, "first_frame": None}
         decided = request.model_copy(update=options)
         job = new_job(
-            f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source, webhook
-        )
+            f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source, webhook,
+            plan.warnings,
+        )  # fmt: skip
         try:
             async with self._adding if self.keys.limits_places(owner) else nullcontext():
                 if idempotency_key is None or not await self.rows.has(owner, idempotency_key):

@@ -389,6 +389,7 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "size": f"{options.width}x{options.height}",
         "remixed_from_video_id": job.source,
         "error": error,
+        "warnings": job.warnings or [],
     } | {name: asked[name] for name in ("category", "style", "seed", "negative_prompt", "format")} | {
         "num_frames": asked["frames"],
         "fps": asked["fps"],

@@ -242,12 +242,14 @@ def _judge(tokenizer: CLIPTokenizer, folder: Path) -> None:
 def _catalog(folder: Path) -> None:
     root = folder.resolve().as_posix()
     (folder / "catalog").mkdir(exist_ok=True)
+    (folder / "words.txt").write_text("\n".join(WORDS))
     (folder / "catalog" / "random.toml").write_text(
         f"""[models.tiny]
 description = "random weights, for tests"
 first_frame = {{ path = "{root}/first_frame" }}
 categories = "{root}/categories"
 recipes = {{ motion = "tiny_motion", dpo = "tiny_dpo", dpo_image = "tiny_dpo_image" }}
+words = "{root}/words.txt"
 
 [models.tiny.video]
 unet = {{ path = "{root}/video", subfolder = "unet" }}

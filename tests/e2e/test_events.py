@@ -29,7 +29,7 @@ def test_a_clip_as_events(server):
     said = [name for name, _ in got if name != "queued"]
     first, second = ["started", *["step"] * 3], ["started", *["step"] * 4]
     assert said == ["accepted", *first, "preview", *second, "done"]
-    assert got[0][1] == {"model": DEFAULT_MODEL, "seed": 5}
+    assert got[0][1] == {"model": DEFAULT_MODEL, "seed": 5, "warnings": []}
     steps = [data for name, data in got if name == "step"]
     assert [(one["step"], one["total"]) for one in steps] == [(i, 7) for i in range(1, 8)]
     assert [one["stage"] for one in steps] == ["first_frame"] * 3 + ["video"] * 4

@@ -118,9 +118,12 @@ def test_a_dropped_picture_is_the_first_frame(server, browse):
         base64.b64encode(png()).decode(),
     )
     expect(page.locator("#drop-text")).to_have_text("red.png")
-    page.fill("#prompt", "a waterfall")
+    page.fill("#prompt", "a waterfall and a zebra")
     page.click("#generate")
     expect(page.locator("#clip")).to_be_visible()
+    expect(page.locator("#warnings")).to_contain_text("was never trained on these words")
+    (warning,) = server.client.get(f"/v1/videos/{shown(page)}").json()["warnings"]
+    assert warning.endswith(": zebra")
     frame = server.client.get(f"/v1/videos/{shown(page)}/content?variant=first_frame").content
     assert Image.open(io.BytesIO(frame)).convert("RGB").getpixel((16, 16)) == (220, 30, 30)
     page.click("#unfile")

@@ -1,11 +1,13 @@
 """The core over two in-process runners: real batchers and streams, models that paint instead of denoise."""
 
 import asyncio
+import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -18,7 +20,10 @@ from huvidpo.video import decode
 from service import hop, runners
 from service.batching import Batcher, OnStep
 from service.errors import QueueFull, TimedOut, Unavailable, to_dict
+from service.events import _accepted, sse
 from service.generation import Finished, Generation, Progress, Queued, Started
+from service.grpc_server import messages_of
+from service.http import _clip_response
 from service.images import to_png
 from service.pace import Work
 from service.request_id import CALLER, Caller
@@ -182,6 +187,20 @@ def test_a_key_may_lower_its_priority(rig):
 
 async def planned(rig, **fields):
     return rig.core.plan(GenerateRequest(prompt="a horse", category="horse", style="cartoon", **fields))
+
+
+def test_words_that_the_model_does_not_know_are_told_at_every_door(rig):
+    started, *_, finished = asyncio.run(rig.events(prompt="a zebra and a ZÈBRE on Mars", steps=1))
+    (said,) = started.warnings
+    assert said.endswith(": zebra, zèbre")
+    assert finished.warnings == started.warnings
+    header = _clip_response(finished).headers["x-warning"]
+    assert (header.isascii(), unquote(header)) == (True, said)
+    assert next(messages_of(started)).accepted.warnings == [said]
+    assert f'"warnings": {json.dumps([said])}' in sse("accepted", _accepted(started))
+    started, *_, finished = asyncio.run(rig.events(prompt="a horse on Mars", steps=1))
+    assert started.warnings == ()
+    assert "x-warning" not in _clip_response(finished).headers
 
 
 @pytest.mark.parametrize(("format", "media_type"), [("gif", "image/gif"), ("webp", "image/webp")])

@@ -10,7 +10,8 @@ from google.rpc import error_details_pb2
 
 from huvidpo.errors import InvalidRequest
 from service.errors import TABLE, BadFields, QueueFull
-from service.grpc_server import status_of
+from service.grpc_server import job_message, status_of
+from service.job_rows import new_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,12 @@ def test_the_generated_code_is_what_the_proto_file_gives(tmp_path):
     for file in made:
         committed = ROOT / "service" / "protos" / file.name
         assert committed.read_text() == file.read_text(), f"{file.name} is stale: run `make protos`"
+
+
+def test_a_job_tells_its_warnings():
+    asked = {"prompt": "a zebra", "category": "horse"}
+    assert job_message(new_job("video_1", "", asked, 5, None, warnings=["no zebra"])).warnings == ["no zebra"]
+    assert job_message(new_job("video_1", "", asked, 5, None)).warnings == []
 
 
 def test_every_row_has_a_grpc_code():

@@ -18,7 +18,8 @@ def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
 
     async def make():
         rows = await prepared()
-        await rows.add(new_job("video_1", "", {"prompt": "x"}, 5, None), None, "0" * 64)
+        await rows.add(new_job("video_1", "", {"prompt": "x"}, 5, None, warnings=["x"]), None, "0" * 64)
+        assert (await rows.get("video_1")).warnings == ["x"]
         rows.close()
 
     async def look():
@@ -26,7 +27,7 @@ def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
         await rows.claim("video_1", "me")
         assert await rows.waits("video_1", "me", 2, 10.0)
         job = await rows.get("video_1")
-        assert (job.position, job.total) == (2, 5)
+        assert (job.position, job.total, job.warnings) == (2, 5, None)
         assert job.expected_at - job.started_at < 60
         assert await rows.step("video_1", "me", 1)
         assert (await rows.get("video_1")).position is None
@@ -34,7 +35,7 @@ def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
 
     asyncio.run(make())
     with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as db:
-        for column in ("position", "expected_at"):
+        for column in ("position", "expected_at", "warnings"):
             db.execute(f"ALTER TABLE huvidpo_jobs DROP COLUMN {column}")
         db.commit()
     asyncio.run(look())

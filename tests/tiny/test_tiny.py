@@ -143,3 +143,16 @@ def test_the_file_of_prompts_is_what_the_world_says():
     from tiny.prompts import FILE, text
 
     assert FILE.read_text(encoding="utf-8") == text()
+
+
+def test_the_file_of_words_is_what_the_captions_say():
+    from huvidpo.words import words_of
+    from tiny.prompts import FILE as PROMPTS
+    from tiny.words import FILE, text
+    from tiny.world import caption, random_scene
+
+    assert FILE.read_text(encoding="utf-8") == text()
+    rng = np.random.default_rng(0)
+    captions = [caption(random_scene(rng), rng, 0.4) for _ in range(2000)]
+    prompts = [line.partition(": ")[2] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    assert sorted(words_of("\n".join(captions + prompts))) == text().split()

@@ -165,6 +165,8 @@ function render(job) {
   $("empty").textContent = ended(job) ? doing : "";
   $("said").textContent = job.prompt;
   $("tags").replaceChildren(...[job.category, job.style.replaceAll("-", " "), `seed ${job.seed}`].map(tag));
+  const warnings = job.warnings.join(" ");
+  if ($("warnings").textContent !== warnings) $("warnings").textContent = warnings; // it is read out once
   for (const id of ["up", "down", "save", "lineage"]) $(id).hidden = !done;
   $("up").ariaPressed = state.votes.get(job.id) === 10;
   $("down").ariaPressed = state.votes.get(job.id) === 0;
