@@ -11,9 +11,11 @@ alone. All requests count, those a policy drops too.
 Policies: `fifo` one at a time, first come, first served (vLLM-Omni); `window` the oldest, and of the others
 that are like it those that come within 50 ms (SGLang); `bentoml` as many from the head of the queue as are
 alike, and drops what waits for more than a minute (without BentoML's model of latencies); `edf` earliest
-deadline first; `ours` service/order.py, with batches as service/pace.py sizes them. The load is the one at
-which fifo has 50 to 65 % in time. Jain's index is over keys: of the share of its work that each got, and of
-its requests that were in time. Prints a table and appends a line to benchmarks/results.
+deadline first; `ours` service/order.py, with batches as service/pace.py sizes them, and between two steps of
+a long one much shorter ones. All the others run each batch to its end. A request's deadline is the time until
+which it is in time; `no_deadlines` is `ours` where requests name none. The load is the one at which fifo has
+50 to 65 % in time. Jain's index is over keys: of the share of its work that each got, and of its requests
+that were in time. Prints a table and appends a line to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks import common
 from benchmarks.common import record, timed
-from service.order import Order, Terms
+from service.order import Order, Started, Terms, gives_way
 
 MAX_BATCH = 4
 SLO = 3.0  # times what a request takes alone
@@ -64,12 +66,34 @@ Choose = Callable[[list[Request], float], tuple[list[Request], float]]
 """Waiting, time -> the batch to run now, or none and the time to be asked again."""
 
 
+@dataclass(kw_only=True)
+class Running(Started):
+    batch: Sequence[Request]
+    seconds: float  # it takes
+    steps: int
+    done: int = 0  # steps
+
+    @property
+    def left(self) -> float:
+        return self.seconds * (1 - self.done / self.steps)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`between`: the batch between two of its steps, waiting, time -> the batch to run before the next one,
+    or none. Without it every batch runs to its end.
+    """
+
+    choose: Choose
+    between: Callable[[Running, list[Request], float], list[Request]] | None = None
+
+
 def like(head: Request, others: Sequence[Request]) -> list[Request]:
     return [one for one in others if (one.kind, one.category) == (head.kind, head.category)]
 
 
 class Policies:
-    """Each makes a Choose; those that remember are made anew for every run."""
+    """Each makes a Policy; those that remember are made anew for every run."""
 
     def __init__(self, times: Times):
         self.times = times
@@ -78,18 +102,18 @@ class Policies:
         """As pace.py: as many as take the least seconds each."""
         return min(range(1, most + 1), key=lambda size: self.times[kind, size] / size)
 
-    def fifo(self) -> Choose:
-        return lambda waiting, now: (waiting[:1], math.inf)
+    def fifo(self) -> Policy:
+        return Policy(lambda waiting, now: (waiting[:1], math.inf))
 
-    def window(self) -> Choose:
+    def window(self) -> Policy:
         def choose(waiting: list[Request], now: float) -> tuple[list[Request], float]:
             batch = like(waiting[0], waiting)[:MAX_BATCH]
             until = waiting[0].since + WINDOW
             return ([], until) if len(batch) < MAX_BATCH and now < until else (batch, math.inf)
 
-        return choose
+        return Policy(choose)
 
-    def bentoml(self) -> Choose:
+    def bentoml(self) -> Policy:
         def choose(waiting: list[Request], now: float) -> tuple[list[Request], float]:
             while waiting and now - waiting[0].since >= DROP_AFTER:
                 waiting.pop(0)  # never served
@@ -100,30 +124,46 @@ class Policies:
                 batch.append(one)
             return batch, math.inf
 
-        return choose
+        return Policy(choose)
 
-    def edf(self) -> Choose:
+    def edf(self) -> Policy:
         def choose(waiting: list[Request], now: float) -> tuple[list[Request], float]:
             order = sorted(waiting, key=lambda one: one.since + SLO * one.alone)
             batch = like(order[0], order)
             return batch[: self.best(order[0].kind, min(MAX_BATCH, len(batch)))], math.inf
 
-        return choose
+        return Policy(choose)
 
-    def ours(self) -> Choose:
-        policy = Order()
+    def ours(self) -> Policy:
+        order = Order()
+
+        def first_of(ordered: Sequence[Request]) -> list[Request]:
+            batch = like(ordered[0], ordered)
+            return batch[: self.best(ordered[0].kind, min(MAX_BATCH, len(batch)))]
 
         def choose(waiting: list[Request], now: float) -> tuple[list[Request], float]:
-            order = policy.arrange(waiting, now)
-            batch = like(order[0], order)
-            batch = batch[: self.best(order[0].kind, min(MAX_BATCH, len(batch)))]
-            policy.take(batch, idle=len(batch) == len(waiting))
+            batch = first_of(order.arrange(waiting, now))
+            order.take(batch, idle=len(batch) == len(waiting))
             return batch, math.inf
 
-        return choose
+        def between(running: Running, waiting: list[Request], now: float) -> list[Request]:
+            def fits(batch: Sequence[Request]) -> bool:
+                return gives_way(running, running.seconds, running.left, batch, now)
+
+            if not any(fits([one]) for one in waiting):
+                return []
+            batch = first_of([one for one in order.arrange(waiting, now) if fits([one])])
+            while not fits(batch):
+                batch.pop()
+            order.take(batch, idle=len(batch) == len(waiting))
+            return batch
+
+        return Policy(choose, between)
+
+    no_deadlines = ours
 
 
-POLICIES = ("fifo", "window", "bentoml", "edf", "ours")
+POLICIES = ("fifo", "window", "bentoml", "edf", "ours", "no_deadlines")
 
 
 def arrivals(count: int, load: float, times: Times, seed: int) -> list[Request]:
@@ -141,27 +181,47 @@ def arrivals(count: int, load: float, times: Times, seed: int) -> list[Request]:
     return made
 
 
-def simulate(requests: Sequence[Request], choose: Choose, times: Times) -> list[Request]:
-    """The requests with their ends, but for those that are dropped. `choose` knows what waits, no more."""
+def simulate(requests: Sequence[Request], policy: Policy, times: Times) -> list[Request]:
+    """The requests with their ends, but for those that are dropped. The policy knows what waits, no more."""
     waiting: list[Request] = []
+    begun: list[Running] = []  # the last is on the device, those before it wait for it
     now, coming, horizon = 0.0, 0, len(requests)
-    while coming < horizon or waiting:
-        if not waiting:
+
+    def begin(batch: list[Request]) -> None:
+        for one in batch:
+            waiting.remove(one)
+        kind = batch[0].kind
+        begun.append(Running(batch=batch, seconds=times[kind, len(batch)], steps=STEPS[kind]))
+
+    while coming < horizon or waiting or begun:
+        if not (waiting or begun):
             now = max(now, requests[coming].since)
         while coming < horizon and requests[coming].since <= now:
             bisect.insort(waiting, requests[coming], key=lambda one: one.since)
             coming += 1
-        batch, until = choose(waiting, now) if waiting else ([], math.inf)
-        if not batch:
-            following = requests[coming].since if coming < horizon else math.inf
-            if min(until, following) == math.inf:
-                break  # whatever waits is never served
-            now = min(until, following)
+        if begun:
+            running = begun[-1]
+            if policy.between and running.done and (batch := policy.between(running, waiting, now)):
+                begin(batch)
+                continue
+            steps = 1 if policy.between else running.steps
+            now += running.seconds * steps / running.steps
+            running.done += steps
+            if running.done == running.steps:
+                begun.pop()
+                for one in running.batch:
+                    one.end = now
+                if begun:
+                    begun[-1].paused += running.seconds + running.paused
             continue
-        now += times[batch[0].kind, len(batch)]
-        for one in batch:
-            one.end = now
-            waiting.remove(one)
+        batch, until = policy.choose(waiting, now) if waiting else ([], math.inf)
+        if batch:
+            begin(batch)
+            continue
+        following = requests[coming].since if coming < horizon else math.inf
+        if min(until, following) == math.inf:
+            break  # whatever waits is never served
+        now = min(until, following)
     return list(requests)
 
 
@@ -255,8 +315,11 @@ def evaluate(name: str, times: Times, load: float, args: argparse.Namespace) -> 
     """The mean of several seeds; of `longest` the largest."""
     runs = []
     for seed in range(1, args.seeds + 1):
-        choose = getattr(Policies(times), name)()
-        runs.append(judge(simulate(arrivals(args.arrivals, load, times, seed), choose, times)))
+        requests = arrivals(args.arrivals, load, times, seed)
+        if name == "no_deadlines":
+            for one in requests:
+                one.terms = replace(one.terms, deadline=math.inf)
+        runs.append(judge(simulate(requests, getattr(Policies(times), name)(), times)))
     found = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
     return found | {"longest": max(run["longest"] for run in runs)}
 

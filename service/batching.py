@@ -2,9 +2,10 @@
 
 A batch is what queued up while the device was busy: the first request in order (order.py) and others that can
 share its steps, as many as pay (pace.py) and `max_batch` allows. On a CPU the device is busy with the batches
-of other stages too (turns.py). A lone request starts at once. Progress goes to each job by itself; a job that
-nobody waits for any more leaves the queue, or the running batch before its next step. Jobs are checked beside
-the compute thread, so a bad one is answered while the device is busy; what one of them has to compile or load
+of other stages too (turns.py). A lone request starts at once, and a long batch of a model that can be paused
+waits between two of its steps for much shorter ones. Progress goes to each job by itself; a job that nobody
+waits for any more leaves the queue, or the running batch before its next step. Jobs are checked beside the
+compute thread, so a bad one is answered while the device is busy; what one of them has to compile or load
 first is done there too.
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import math
 import random
+import statistics
 import threading
 import time
 import traceback
@@ -24,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics, tracing
 from service.errors import INTERNAL, QueueFull, Unavailable, row_of
-from service.order import Order, Terms
+from service.order import PAUSED_SHARE, SHORT_SHARE, Order, Started, Terms, gives_way
 from service.pace import Pace, Work
 from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.turns import PATIENCE_SECONDS, POLL_SECONDS, Turns
@@ -45,6 +47,7 @@ class Model(Protocol):
 
     backend: str  # what it runs on, for reports
     on_cpu: bool
+    can_pause: bool  # whether `run` may be called again in its `on_step`
     max_batch: int | None  # requests that it takes at once; None: any number
     loaded: Mapping[str, str]  # SHA-256 of weights, by what they are of
 
@@ -61,7 +64,8 @@ class Model(Protocol):
     def can_share(self, a: Any, b: Any) -> bool: ...
 
     def weights(self, item: Any) -> str | None:
-        """SHA-256 of the weights of the item's own that it runs on, where that is known."""
+        """SHA-256 of the weights of its own that an item of the batch that ended last ran on, where that is
+        known."""
 
     def run(self, items: Sequence[Any], on_step: OnStep) -> Sequence[Any | None]: ...
 
@@ -78,7 +82,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Begun:
-    """The batch of the job is on the device."""
+    """The batch of the job has begun to run; another one may still go before a later step of it."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ class Step:
 @dataclass(frozen=True)
 class Done(Generic[R]):
     result: R
-    queued: float  # seconds waited
-    seconds: float  # seconds of the batch it ran in
+    queued: float  # seconds waited, also between two of its steps
+    seconds: float  # seconds of the batch it ran in, without such waits
     weights: str | None = None  # SHA-256 of those of its own that it ran on, where that is known
 
 
@@ -124,9 +128,9 @@ class _Entry(Generic[J, R]):
             self.left = True
 
 
-@dataclass
-class _Running:
-    """The batch on the device."""
+@dataclass(kw_only=True)
+class _Running(Started):
+    """A batch that has begun."""
 
     work: Work
     size: int
@@ -166,8 +170,10 @@ class Batcher(Generic[J, R]):
         self._wake = threading.Condition()
         self._closed = False
         self._pace, self._order = Pace(), Order()
-        self._running: _Running | None = None
+        self._running: list[_Running] = []  # the last is on the device, those before it wait for it
         self._ran: Work | None = None  # lately
+        self._took = deque([0.0], maxlen=9)  # seconds of the latest batches
+        self._lent = deque([0.0], maxlen=9)  # seconds that other stages had the cores for, between two steps
         self._together = deque([1], maxlen=3)  # latest batches, with those that came too late by a moment
         self._failures = 0  # lone jobs in a row
         self._thread = threading.Thread(target=self._compute, name=f"{stage}-compute", daemon=True)
@@ -193,12 +199,12 @@ class Batcher(Generic[J, R]):
         """
         with self._wake:
             waiting = sum(self._share(entry) for entry in self._queue)
-            ran = self._running.work if self._running else self._ran
+            ran = self._running[-1].work if self._running else self._ran
             each = self._pace.seconds(ran, 1) if ran and self._pace.knows_anything else 0.0
             return {
                 "ready": self.ready,
                 "waiting": len(self._queue),
-                "running": self._running.size if self._running else 0,
+                "running": sum(running.size for running in self._running),
                 "queue_size": self.queue_size,
                 "max_batch": self.max_batch,
                 "queued_seconds": self._remaining() + waiting,
@@ -275,7 +281,7 @@ class Batcher(Generic[J, R]):
             raise
         with self._wake:
             entry.work, entry.item = model.work(entry.job), item
-            now = self._running
+            now = self._running[-1] if self._running else None
             if now and now.work.shape == entry.work.shape:
                 self._together[-1] += time.monotonic() - now.since < self._linger_seconds(entry.work)
             self._wake.notify()
@@ -317,16 +323,22 @@ class Batcher(Generic[J, R]):
 
     def _places(self) -> dict[_Entry[J, R], Queued]:
         """Where each waiting entry stands. Those before it are taken to run in batches that pay."""
-        position, ahead = self._running.size if self._running else 0, self._remaining()
-        places = {}
-        for entry in self._arranged():
-            if entry.work is None or not self._pace.knows_anything:
-                places[entry] = Queued(position, None)
-            else:
-                eta = ahead + self._pace.turn + self._pace.seconds(entry.work, 1)
-                places[entry] = Queued(position, eta)
-                ahead += entry.seconds
-            position += 1
+        known = self._pace.knows_anything
+        ahead, places = 0.0, dict[_Entry[J, R], Queued]()
+        arranged = self._arranged()
+        between = [entry for entry in arranged if self._goes_between([entry])]
+        begun = sum(running.size for running in self._running)
+        for entry in between + [entry for entry in arranged if entry not in between]:
+            position = len(places)
+            if entry not in between:
+                position += begun
+            if len(places) == len(between):
+                ahead += self._remaining()
+            eta = (
+                ahead + self._pace.turn + self._pace.seconds(entry.work, 1) if entry.work and known else None
+            )
+            places[entry] = Queued(position, eta)
+            ahead += entry.seconds
         return places
 
     def _tell_places(self) -> None:
@@ -336,11 +348,21 @@ class Batcher(Generic[J, R]):
                 entry.send(place)
 
     def _remaining(self) -> float:
-        """Seconds until the running batch should be done."""
-        running = self._running
-        if running is None or not self._pace.knows_anything:
+        """Seconds until all that has begun should be done."""
+        if not self._pace.knows_anything:
             return 0.0
-        return self._pace.seconds(running.work, running.size, running.done)
+        return sum(self._pace.seconds(begun.work, begun.size, begun.done) for begun in self._running)
+
+    def _goes_between(self, batch: Sequence[_Entry[J, R]]) -> bool:
+        """Whether the batch on the device should wait for this one."""
+        if not (self._running and self._model.result().can_pause):
+            return False
+        now, known = self._running[-1], self._pace.shapes
+        if now.work.shape not in known or not all(one.work and one.work.shape in known for one in batch):
+            return False
+        whole = self._pace.seconds(now.work, now.size)
+        left = self._pace.seconds(now.work, now.size, now.done)
+        return gives_way(now, whole, left, batch, time.monotonic())
 
     def _retry_after(self) -> int:
         """Seconds until a batch leaves the full queue; not the same for all, who would come back at once."""
@@ -403,34 +425,44 @@ class Batcher(Generic[J, R]):
                 self._linger()
                 if self._closed:
                     return []
-                if batch := self._choose(model):
-                    for entry in batch:
-                        self._take(entry, "ran")
-                    self._order.take(batch, idle=not self._queue)
-                    assert batch[0].work is not None
-                    self._ran = batch[0].work
-                    self._running = _Running(self._ran, len(batch))
+                if batch := self._choose(model, self._waiting_in_order()):
                     self._together.append(len(batch))
-                    self._count_waiting()
-                    self._tell_places()
+                    self._begin(batch)
                     return batch
                 self._end_turn()  # all have left
+
+    def _begin(self, batch: list[_Entry[J, R]]) -> None:
+        for entry in batch:
+            self._take(entry, "ran")
+        self._order.take(batch, idle=not self._queue)
+        self._start(batch)
+        self._count_waiting()
+        self._tell_places()
+
+    def _start(self, batch: list[_Entry[J, R]]) -> None:
+        assert batch[0].work is not None
+        self._ran = batch[0].work
+        self._running.append(_Running(batch, work=self._ran, size=len(batch)))
 
     def _waiting(self) -> list[_Entry[J, R]]:
         return [entry for entry in self._queue if entry.item is not None]
 
     def _take_turn(self) -> None:
-        if not self._turns:
-            return
+        if self._turns:
+            waited = self._wait_for_cores(self._wishes)
+            metrics.TURN_SECONDS.labels(self.stage).observe(waited)
+            self._pace.learn_turn(waited)
+
+    def _wait_for_cores(self, wishes: Callable[[], bool]) -> float:
+        """Seconds it took."""
+        assert self._turns is not None
         started = time.monotonic()
-        while not (self._closed or self._turns.take(self._wishes())):
+        while not (self._closed or self._turns.take(wishes())):
             if time.monotonic() - started > PATIENCE_SECONDS:
                 logger.warning("the %s runner has waited long enough for the cores", self.stage)
                 break
             self._wake.wait(POLL_SECONDS)
-        waited = time.monotonic() - started
-        metrics.TURN_SECONDS.labels(self.stage).observe(waited)
-        self._pace.learn_turn(waited)
+        return time.monotonic() - started
 
     def _wishes(self) -> bool:
         """Whether what waits should not wait for more to join it."""
@@ -456,9 +488,11 @@ class Batcher(Generic[J, R]):
     def _linger_seconds(self, work: Work) -> float:
         return min(LINGER_SECONDS, LINGER_SHARE * self._pace.saved(work))
 
-    def _choose(self, model: Model) -> list[_Entry[J, R]]:
-        """The first in order that is ready and those that can share its steps, as many as pay."""
-        waiting = [entry for entry in self._arranged() if entry.item is not None]
+    def _waiting_in_order(self) -> list[_Entry[J, R]]:
+        return [entry for entry in self._arranged() if entry.item is not None]
+
+    def _choose(self, model: Model, waiting: list[_Entry[J, R]]) -> list[_Entry[J, R]]:
+        """The first of `waiting` and those that can share its steps, as many as pay."""
         batch = waiting[:1]
         for entry in waiting[1:]:
             if all(model.can_share(other.item, entry.item) for other in batch):
@@ -466,6 +500,41 @@ class Batcher(Generic[J, R]):
         if not batch or batch[0].work is None:
             return []
         return batch[: self._pace.best_size(batch[0].work.shape, min(self.max_batch, len(batch)))]
+
+    def _pause(self, model: Model, now: _Running) -> None:
+        """Between two steps of the batch `now`: runs what should not wait for its end. Raises Broken."""
+        while not self._closed:
+            started = time.monotonic()
+            self._lend_cores(now)
+            with self._wake:
+                fit = [entry for entry in self._waiting_in_order() if self._goes_between([entry])]
+                batch = self._choose(model, fit)
+                while batch and not self._goes_between(batch):
+                    batch.pop()
+                if batch:
+                    self._begin(batch)
+            if batch:
+                metrics.PAUSES.labels(self.stage).inc()
+                self._run(model, batch)
+            now.paused += time.monotonic() - started
+            if not batch:
+                return
+
+    def _lend_cores(self, now: _Running) -> None:
+        """Lets a stage that this one waits for have the cores, if what it makes could go between as well."""
+        with self._wake:
+            if self._turns is None or self._turns.leads or now.work.shape not in self._pace.shapes:
+                return
+            whole = self._pace.seconds(now.work, now.size)
+            left = self._pace.seconds(now.work, now.size, now.done)
+            lent, follows = statistics.median(self._lent), statistics.median(self._took)
+            if lent + follows > SHORT_SHARE * left or now.paused + lent + follows > PAUSED_SHARE * whole:
+                return
+            self._turns.wish(True)
+            self._turns.end()
+            waited = self._wait_for_cores(lambda: True)
+            if waited >= POLL_SECONDS:
+                self._lent.append(waited)
 
     def _run(self, model: Model, batch: list[_Entry[J, R]]) -> None:
         """Runs a batch, and if it fails each of its jobs alone. Raises Broken."""
@@ -487,6 +556,7 @@ class Batcher(Generic[J, R]):
         )
         for entry in running:
             if not (entry.left or self._closed):
+                self._start([entry])
                 self._run(model, [entry])
 
     def _fail(self, running: Sequence[_Entry[J, R]], error: Exception) -> None:
@@ -508,9 +578,7 @@ class Batcher(Generic[J, R]):
         """Answers the jobs of `batch` and returns None, or returns why it failed; takes those that left from
         `running`.
         """
-        assert batch[0].work is not None
-        now = _Running(batch[0].work, len(batch))
-        self._running = now
+        now = self._running[-1]
         started = time.monotonic()
         last = _clocks()
 
@@ -525,13 +593,16 @@ class Batcher(Generic[J, R]):
                     effort = computing if model.on_cpu else seconds
                     self._pace.learn_step(now.work.shape, len(running), seconds, effort)
                     metrics.STEP_SECONDS.labels(self.stage).observe(seconds)
+            for entry in running:
+                entry.send(Step(step, total))
+            if model.can_pause and step < total and not all(entry.left for entry in running):
+                self._pause(model, now)
+                last = _clocks()
             keep = [not (entry.left or self._closed) for entry in running]
             for entry in running:
                 if entry.left:
                     metrics.CANCEL_SECONDS.labels(self.stage).observe(time.monotonic() - entry.left_at)
             running[:] = [entry for entry, kept in zip(running, keep, strict=True) if kept]
-            for entry in running:
-                entry.send(Step(step, total))
             return keep
 
         metrics.BATCH_SIZE.labels(self.stage).observe(len(batch))
@@ -543,19 +614,26 @@ class Batcher(Generic[J, R]):
             results = model.run([entry.item for entry in batch], on_step)
         except Cancelled:
             results = [None] * len(batch)
+        except Broken:  # one that went between did it
+            for entry in running:
+                entry.send(self._stopped())
+            raise
         except Exception as error:
             tracing.failed(span, error)
             return error
         finally:
             span.end()
-            self._running = None
+            with self._wake:
+                self._running.pop()
         self._failures = 0
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started - now.paused
+        self._took.append(seconds)
         with self._wake:
             self._pace.learn_whole(now.work, len(batch), seconds)
         for entry, result in zip(batch, results, strict=True):
             if result is not None:
-                entry.send(Done(result, started - entry.since, seconds, model.weights(entry.item)))
+                waited = started - entry.since + now.paused
+                entry.send(Done(result, waited, seconds, model.weights(entry.item)))
             elif entry.left:
                 metrics.CANCELLED.labels(self.stage).inc()
             else:

@@ -130,6 +130,7 @@ TURN_SECONDS = Histogram(
     ["stage"],
     buckets=_SECONDS,
 )
+PAUSES = Counter("huvidpo_pauses", "Batches that ran between two steps of a longer one.", ["stage"])
 STEPS = Counter(
     "huvidpo_denoising_steps", "Denoising steps done, counted once per clip of the batch.", ["stage"]
 )
@@ -156,7 +157,7 @@ LOAD_SECONDS = Histogram(
 )
 
 for _stage in ("first_frame", "video"):  # 0 until there is one, so that a rate sees the first
-    for _metric in (CANCEL_SECONDS, ETA_RATIO):
+    for _metric in (CANCEL_SECONDS, ETA_RATIO, PAUSES):
         _metric.labels(_stage)
 
 

@@ -6,7 +6,8 @@ start-time fair queuing (Goyal, Vin and Cheng, 1996), which is as fair as defici
 for a quantum, and needs no quantum. A request that has waited for long counts as of the next higher priority,
 so each has its turn. One that would be late goes forward as far as it has to, where nobody else becomes late;
 one that is late in any case lets those of its priority go first that still can be in time, for
-LATE_SECONDS at most: then it has its turn too.
+LATE_SECONDS at most: then it has its turn too. A long batch gives way to a short one between two of its steps
+(`gives_way`), so that what takes a second does not wait for a minute behind it.
 """
 
 import math
@@ -19,6 +20,8 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 AGE_SECONDS = 30.0  # of waiting, for each of which a request rises by a priority
 LATE_SECONDS = AGE_SECONDS * len(PRIORITIES)  # of waiting: then one that is late counts as any other
+SHORT_SHARE = 0.5  # at most, of the seconds a batch still takes, for another one to go first
+PAUSED_SHARE = 1.0  # at most, of the seconds a batch takes, for all that go first while it waits
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,28 @@ class Order:
             ends[one.terms.flow] = start + one.seconds
             starts.append((start, number))
         return [waiting[number] for _, number in sorted(starts)]
+
+
+@dataclass
+class Started:
+    """A batch between two of its steps."""
+
+    batch: Sequence[Waits]
+    paused: float = 0.0  # seconds it has waited for others since it began
+
+
+def gives_way(started: Started, seconds: float, left: float, batch: Sequence[Waits], now: float) -> bool:
+    """Whether a batch that takes `seconds`, of which `left` are left, should wait until another one has run:
+    that is much shorter than what is left, of no lower priority, makes nobody late, and the first has not yet
+    waited for as long as it takes.
+    """
+    needs, end = sum(one.seconds for one in batch), now + left
+    return (
+        needs <= SHORT_SHARE * left
+        and started.paused + needs <= PAUSED_SHARE * seconds
+        and max(_rank(one, now) for one in batch) <= min(_rank(one, now) for one in started.batch)
+        and not any(end <= one.terms.deadline < end + needs for one in started.batch)
+    )
 
 
 def _rank(one: Waits, now: float) -> int:

@@ -9,7 +9,7 @@ read is not taken.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ class Reloadable(Protocol):
     """A model whose categories may be replaced; see runners.VideoModel."""
 
     @property
-    def running(self) -> Any: ...
+    def running(self) -> Sequence[Any]: ...
 
     @property
     def pipeline(self) -> Any: ...
@@ -118,7 +118,9 @@ class Watch:
         self._told[name] = publish(name, file, sha256)
         metrics.RELOADS.labels("taken").inc()
         logger.info("%s runs on new weights from the next batch on: %s", name, sha256)
-        while model.running is old:  # which holds the earlier weights: there is room for two of a kind only
+        while any(
+            one is old for one in model.running
+        ):  # which holds the earlier weights: there is room for two of a kind only
             time.sleep(0.05)
 
 

@@ -69,6 +69,8 @@ class Warmable(Protocol):
 class FirstFrameModel:
     """`loaded`: SHA-256 of its network, filled in once it is hashed."""
 
+    can_pause = False  # diffusers' pipeline holds the state of one batch; and they all take the same time
+
     def __init__(self, pipeline: "FirstFramePipeline", loaded: Mapping[str, str]):
         self.loaded = loaded
         self.pipeline, self._checking = pipeline, copy.copy(pipeline)
@@ -111,13 +113,15 @@ class VideoModel:
     """`loaded`: SHA-256 of each category's weights, filled in while hashing goes on.
 
     `replace` changes what the next batch runs on: one assignment, so that a batch has the pipeline and the
-    hashes of before or of after. `running` is the pipeline of the batch that is on the device.
+    hashes of before or of after. `running` are the pipelines of the batches that have begun.
     """
+
+    can_pause = True
 
     def __init__(self, pipeline: "VideoPipeline", loaded: Mapping[str, str]):
         self._serving = pipeline, loaded
         self._ran_on = loaded
-        self.running: VideoPipeline | None = None
+        self.running: list[VideoPipeline] = []
         self._checking = copy.copy(pipeline)
         self._checking.tokenizer = copy.deepcopy(pipeline.tokenizer)  # see FirstFrameModel
         self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
@@ -186,11 +190,13 @@ class VideoModel:
         return self._ran_on.get(item[0].category)
 
     def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
-        self.running, self._ran_on = self._serving
+        pipeline, loaded = self._serving
+        self.running.append(pipeline)
         try:
-            return self.running([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
+            return pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
         finally:
-            self.running = None
+            self.running.pop()
+            self._ran_on = loaded
             tell_memory("video", self.pipeline.text_encoder.device)
 
 

@@ -278,6 +278,21 @@ def test_dropping_all_cancels_within_a_step(
     assert steps == [1]
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_another_batch_may_run_between_two_steps(video: VideoPipeline, sampler: str) -> None:
+    """The service pauses a long clip for a short one: neither may change."""
+    long, short = request(PROMPTS[0], sampler=sampler), request(PROMPTS[3], 2, "rain", frames=3, steps=2)
+    between = []
+
+    def on_step(step: int, total: int, latents: Tensor) -> None:
+        if step == 2:
+            between.append(video([short], [image(1)])[0])
+
+    (paused,) = video([long], [image()], on_step)
+    np.testing.assert_array_equal(paused, video([long], [image()])[0])
+    np.testing.assert_array_equal(between[0], video([short], [image(1)])[0])
+
+
 def test_what_can_share_a_batch() -> None:
     one = request()
     other = request("rain falls", seed=9, style="cartoon", guidance=7.0, noise_mix=0.5, first_frame_steps=9)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,7 +14,7 @@ from huvidpo.errors import Cancelled, InvalidRequest
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import QueueFull, Unavailable
 from service.order import Terms
-from service.pace import Work
+from service.pace import KEPT, Work
 from service.turns import Turns
 
 STEPS = 3
@@ -29,11 +29,14 @@ class Adder:
     steps: int = 0
     backend: str = "torch"
     fail_above: int = 99  # batches longer than this fail
+    loaded: dict[str, str] = field(default_factory=dict)
     on_cpu: bool = False
+    can_pause: bool = False
+    lengths: dict[str, int] = field(default_factory=dict)  # steps of a group, where they are not STEPS
     max_batch: int | None = None
 
     def work(self, job: tuple[str, int]) -> Work:
-        return Work(job[0], STEPS)
+        return Work(job[0], self.lengths.get(job[0], STEPS))
 
     def prepare(self, job: tuple[str, int]) -> tuple[str, int]:
         if job[1] < 0:
@@ -57,10 +60,11 @@ class Adder:
         if len(items) > self.fail_above:
             raise MemoryError("batch too large")
         alive = list(range(len(items)))
-        for step in range(1, STEPS + 1):
+        total = self.work(items[0]).steps
+        for step in range(1, total + 1):
             assert self.permits.acquire(timeout=30)
             self.steps += 1
-            keep = on_step(step, STEPS, None)
+            keep = on_step(step, total, None)
             if keep is not None:
                 alive = [i for i, kept in zip(alive, keep, strict=True) if kept]
             if not alive:
@@ -513,6 +517,161 @@ def test_failed_loading_refuses_jobs_and_is_not_alive():
 
     asyncio.run(main())
     assert not batcher.ready
+
+
+def pausing(model, **options):
+    """A batcher that knows: a step takes a second; "long" has ten of them, the others three."""
+    model.can_pause, model.lengths = True, {"long": 10}
+    batcher = Batcher("test", lambda: model, max_batch=3, queue_size=4, **options)
+    for _ in range(KEPT):
+        for shape in ("long", "a"):
+            batcher._pace.learn_step(shape, 1, 1.0, 1.0)
+    return batcher
+
+
+@contextmanager
+def closed(model, *batchers):
+    try:
+        yield
+    finally:
+        model.allow()
+        for batcher in batchers:
+            batcher.close()
+
+
+async def watched(batcher, job, log):
+    async for event in batcher.submit(job):
+        log.append((job[0], event.step if isinstance(event, Step) else type(event)))
+    return event.result
+
+
+def test_a_long_batch_waits_between_two_steps_for_a_short_one(model):
+    batcher, log = pausing(model), []
+
+    async def main():
+        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
+        model.allow(1)
+        await until(lambda: ("long", 1) in log)
+        # it takes three seconds, nine are left: so it is the next to run
+        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
+        await until(lambda: ("a", Queued) in log)
+        await prepared(batcher)
+        model.allow(2)
+        await until(lambda: ("a", 1) in log)
+        assert batcher.describe()["running"] == 2
+        model.allow()
+        return await asyncio.gather(long, short)
+
+    with closed(model, batcher):
+        assert asyncio.run(main()) == [101, 102]
+    assert model.batches == [[1], [2]]
+    assert [step for name, step in log if name == "long"] == [Queued, Begun, *range(1, 11), Done]
+    assert [step for name, step in log if name == "a"] == [Queued, Begun, *range(1, 4), Done]
+    between = log[log.index(("a", Begun)) : log.index(("a", Done))]
+    assert all(name == "a" for name, _ in between)  # the long one stood still
+    assert log.index(("a", Done)) < log.index(("long", 3))
+
+
+def test_a_batch_that_is_nearly_done_is_not_paused(model):
+    batcher, log = pausing(model), []
+
+    async def main():
+        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
+        model.allow(5)
+        await until(lambda: ("long", 5) in log)
+        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
+        await until(lambda: ("a", Queued) in log)
+        await prepared(batcher)
+        model.allow()
+        await asyncio.gather(long, short)
+
+    with closed(model, batcher):
+        asyncio.run(main())
+    assert log.index(("long", Done)) < log.index(("a", 1))
+
+
+def test_what_fails_between_two_steps_harms_nobody_but_itself(model):
+    batcher, log = pausing(model), []
+    run = model.run
+
+    def failing(items, on_step):
+        if items[0][0] == "a":
+            raise MemoryError("no room")
+        return run(items, on_step)
+
+    model.run = failing
+
+    async def main():
+        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
+        model.allow(1)
+        await until(lambda: ("long", 1) in log)
+        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
+        await until(lambda: ("a", Queued) in log)
+        await prepared(batcher)
+        model.allow()
+        with pytest.raises(MemoryError):
+            await short
+        return await long
+
+    with closed(model, batcher):
+        assert asyncio.run(main()) == 101
+        assert batcher.alive
+
+
+def test_a_runner_that_breaks_between_two_steps_answers_everybody(model, monkeypatch):
+    monkeypatch.setattr("service.batching.MAX_FAILURES", 1)
+    reasons, log = [], []
+    batcher = pausing(model, on_broken=reasons.append)
+    run = model.run
+
+    def failing(items, on_step):
+        if items[0][0] == "a":
+            raise MemoryError("no room")
+        return run(items, on_step)
+
+    model.run = failing
+
+    async def main():
+        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
+        model.allow(1)
+        await until(lambda: ("long", 1) in log)
+        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
+        await until(lambda: ("a", Queued) in log)
+        await prepared(batcher)
+        model.allow()
+        return await asyncio.gather(long, short, return_exceptions=True)
+
+    with closed(model, batcher):
+        long, short = asyncio.run(main())
+    assert isinstance(long, Unavailable)
+    assert isinstance(short, MemoryError)
+    assert len(reasons) == 1
+
+
+def test_between_two_steps_of_a_long_batch_the_first_stage_has_the_cores(model, tmp_path):
+    second = pausing(model, turns=Turns(leads=False, folder=tmp_path))
+    model.on_cpu = True
+    drawing = Adder(on_cpu=True)
+    first = Batcher(
+        "test", lambda: drawing, max_batch=3, queue_size=4, turns=Turns(leads=True, folder=tmp_path)
+    )
+    log = []
+
+    async def main():
+        long = asyncio.ensure_future(watched(second, ("long", 1), log))
+        model.allow(1)
+        await until(lambda: ("long", 1) in log)
+        frame = asyncio.ensure_future(result(first, ("a", 2)))
+        await until(lambda: first._turns.wished)
+        drawing.allow()
+        model.allow(1)
+        assert await frame == 102
+        assert ("long", Done) not in log
+        model.allow()
+        return await long
+
+    with closed(model, first, second):
+        assert asyncio.run(main()) == 101
 
 
 def test_stages_on_one_cpu_run_in_turn_the_first_before_the_second(tmp_path):

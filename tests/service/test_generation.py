@@ -42,6 +42,7 @@ class Painter:
     error: Exception | None = None
     backend: str = "torch"
     on_cpu: bool = False
+    can_pause: bool = False
     max_batch: int | None = None
     loaded: dict[str, str] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.order import AGE_SECONDS, LATE_SECONDS, PRIORITIES, Order, Terms
+from service.order import AGE_SECONDS, LATE_SECONDS, PRIORITIES, Order, Started, Terms, gives_way
 
 
 @dataclass(eq=False)
@@ -148,3 +148,23 @@ def test_what_is_remembered_is_bounded():
     for number in range(1000):
         order.take([one(("flow", number))], idle=True)
     assert not order._ends
+
+
+@pytest.mark.parametrize(
+    ("between", "paused", "deadline", "gives"),
+    [
+        (one("b", 4.0), 0, math.inf, True),
+        (one("b", 4.1), 0, math.inf, False),  # more than half of what is left
+        (one("b", 4.0, priority="low"), 0, math.inf, False),
+        (one("b", 4.0, priority="high"), 0, math.inf, True),
+        (one("b", 4.0), 6.0, math.inf, True),
+        (one("b", 4.0), 6.1, math.inf, False),  # it has waited for as long as it takes
+        (one("b", 4.0), 0, 11.9, False),  # it would be late
+        (one("b", 4.0), 0, 12.0, True),
+        (one("b", 4.0), 0, 7.9, True),  # it is late in any case
+    ],
+)
+def test_when_a_batch_gives_way(between, paused, deadline, gives):
+    """It takes ten seconds, of which eight are left."""
+    started = Started([one("a", 10.0, deadline=deadline)], paused)
+    assert gives_way(started, 10.0, 8.0, [between], now=0.0) is gives
