@@ -23,8 +23,9 @@ QUICK = [
     "unet_sd14",
 ]
 # equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not;
-# watermark reads what has no mark, which takes long: tests/huvidpo/test_watermark.py does the same
-APART = {"common", "equal_numbers", "export_full_size", "watermark"}
+# scheduling_service needs a server; watermark reads what has no mark, which takes long:
+# tests/huvidpo/test_watermark.py does the same
+APART = {"common", "equal_numbers", "export_full_size", "scheduling_service", "watermark"}
 
 
 def test_every_benchmark_is_run_here():
