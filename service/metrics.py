@@ -156,6 +156,8 @@ LOAD_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 
+for _outcome in ("taken", "refused"):
+    RELOADS.labels(_outcome)
 for _stage in ("first_frame", "video"):  # 0 until there is one, so that a rate sees the first
     for _metric in (CANCEL_SECONDS, ETA_RATIO, PAUSES):
         _metric.labels(_stage)

@@ -237,6 +237,8 @@ NOT_REHEARSED = {
     "HuvidpoRefuses": "on two cores refusals come in bursts, with pauses that end it",
     "HuvidpoWorkWaits": "two minutes of work do not wait where requests have 75 seconds: they are refused",
     "HuvidpoClipsSlow": "clips that take half a minute each would be given up",
+    "HuvidpoClipsSlowFast": "so they would here",
+    "HuvidpoReloadRefused": "the runners read the built-in weights, which nobody should spoil",
     "HuvidpoEtaWrong": "it compares half an hour of estimates",
     "HuvidpoCancelSlow": "it compares half an hour of cancelled jobs",
     "HuvidpoMemory": "no device here has a limit that could be reached without harm",
