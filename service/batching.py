@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from huvidpo.errors import Cancelled, InvalidRequest
@@ -38,6 +39,7 @@ R = TypeVar("R")  # result
 
 MAX_FAILURES = 3  # lone jobs in a row that fail by a fault of ours: then the process is taken to be broken
 LINGER_SECONDS = 0.05  # at most, for clients that came together before to come together again
+LINGER_GAP_SECONDS = 0.005  # between two that come together
 LINGER_SHARE = 0.5  # at most, of the seconds that two are known to save by running together
 
 
@@ -477,13 +479,23 @@ class Batcher(Generic[J, R]):
 
     def _linger(self) -> None:
         """Clients that came together get their clips together, and so come back within milliseconds: a
-        moment's wait keeps them from running one, then the rest.
+        moment's wait keeps them from running one, then the rest. Those that came alone lately are waited for
+        for as long as others keep coming.
         """
         waiting = self._waiting()
-        expected = min(max(self._together), self.max_batch)
-        if waiting and waiting[0].work and len(waiting) < expected:
-            wait = self._linger_seconds(waiting[0].work)
-            self._wake.wait_for(lambda: len(self._waiting()) >= expected or self._closed, wait)
+        if not (waiting and waiting[0].work):
+            return
+        until = time.monotonic() + self._linger_seconds(waiting[0].work)
+        expected = max(self._together)
+        while len(waiting) < self.max_batch and (left := until - time.monotonic()) > 0:
+            sure = len(waiting) < max(expected, len(self._queue))  # that another one comes
+            more = partial(self._more_than, len(waiting))
+            if not self._wake.wait_for(more, left if sure else min(left, LINGER_GAP_SECONDS)) or self._closed:
+                return
+            waiting = self._waiting()
+
+    def _more_than(self, count: int) -> bool:
+        return len(self._waiting()) > count or self._closed
 
     def _linger_seconds(self, work: Work) -> float:
         return min(LINGER_SECONDS, LINGER_SHARE * self._pace.saved(work))

@@ -244,6 +244,26 @@ def test_clients_that_come_together_are_waited_for_a_moment(batcher, model, monk
     assert model.batches == [[1], [2], [3, 4]]
 
 
+def test_those_that_come_one_after_the_other_run_together(batcher, model, monkeypatch):
+    """Where that pays: before anybody was seen to come together, and no longer than others come."""
+    monkeypatch.setattr(batcher, "_linger_seconds", lambda work: 60.0)
+    monkeypatch.setattr("service.batching.LINGER_GAP_SECONDS", 30.0)
+
+    async def main():
+        tasks = []
+        for number in (1, 2, 3):
+            tasks += await start(batcher, ("a", number))
+            await prepared(batcher)
+        model.allow()
+        await asyncio.gather(*tasks)
+        monkeypatch.setattr("service.batching.LINGER_GAP_SECONDS", 0.001)
+        batcher._together.extend([1, 1, 1])
+        await result(batcher, ("a", 4))
+
+    asyncio.run(main())
+    assert model.batches == [[1, 2, 3], [4]]
+
+
 def test_leaving_the_queue_makes_room_and_is_never_run(batcher, model):
     async def main():
         tasks = await start(batcher, ("a", 0))
