@@ -43,7 +43,11 @@ from training.memory import (
 from training.recipes import DPORecipe, paper_dpo
 
 HALF_WIDTH: dict[str, Any] = {"block_out_channels": (160, 320, 640, 640)}
-QUICK: dict[str, Any] = {"block_out_channels": (32, 64, 64, 64), "norm_num_groups": 16}
+QUICK: dict[str, Any] = {
+    "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8, "cross_attention_dim": 32,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
 TRAINERS = ("plain", "ours", "ours, one by one")
 FACTOR = 8  # pixels per latent
 
