@@ -23,6 +23,7 @@ from torch import Tensor
 
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.files import whole_file, write_text
+from training.curves import panels
 from training.loop import TrainingError
 from training.losses import PairErrors, accuracy, rewards
 from training.rated import PairRows
@@ -230,10 +231,8 @@ PANELS = {
 
 def plot(evaluations: list[dict[str, Any]], file: Path) -> None:
     """One panel per kind of metric over the steps, as PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 7), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 4).flat, PANELS.items(), strict=True):
+    figure, every = panels(2, 4)
+    for axes, (title, names) in zip(every, PANELS.items(), strict=True):
         for name in names:
             points = [(found["step"], found[name]) for found in evaluations if name in found]
             points = [point for point in points if title != "norms" or point[1] > 0]
