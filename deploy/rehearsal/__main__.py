@@ -30,6 +30,8 @@ from deploy.rehearsal.watch import Watch
 
 INSIDE = "HUVIDPO_REHEARSAL_ROOT"
 PODS = {"gateway": 2, "first-frame": 2, "video": 2}
+SMALL = PODS | {"gateway": 1, "first-frame": 1}  # enough for the drills of video runners
+QUICK = {"HUVIDPO_BACKEND": "torch"}  # with --small: the default compiles at every start
 SETTINGS = {
     "HUVIDPO_THREADS": "1", "OMP_NUM_THREADS": "1",  # eight processes share two cores
     "HUVIDPO_REQUEST_TIMEOUT": str(PATIENCE_SECONDS),
@@ -48,6 +50,9 @@ def main() -> None:
     )
     parser.add_argument("--drills", type=int, nargs="+", metavar="N", help="by number (all)")
     parser.add_argument("--list", action="store_true", help="the drills with their numbers")
+    parser.add_argument(
+        "--small", action="store_true", help="one gateway, one first-frame runner; no engines"
+    )
     parser.add_argument("--rate", type=float, default=RATE, help=f"requests a second ({RATE})")
     parser.add_argument("--keep", action="store_true", help="leave the logs, also when all is well")
     parser.add_argument("--record", action="store_true", help="write docs/rehearsal.md and its picture anew")
@@ -59,7 +64,8 @@ def main() -> None:
     if INSIDE not in os.environ:
         sys.exit(_inside(args.keep))
     chosen = [DRILLS[number] for number in args.drills] if args.drills else list(DRILLS)
-    result = asyncio.run(rehearse(Path(os.environ[INSIDE]), chosen, args.rate))
+    pods, settings = (SMALL, SETTINGS | QUICK) if args.small else (PODS, SETTINGS)
+    result = asyncio.run(rehearse(Path(os.environ[INSIDE]), pods, settings, chosen, args.rate))
     report.show(result)
     if args.record:
         report.write(result, ROOT)
@@ -89,8 +95,12 @@ def _inside(keep: bool) -> int:
     return status
 
 
-async def rehearse(root: Path, drills: list[Drill], rate: float) -> dict[str, Any]:
-    """What report.py shows. Raises FileNotFoundError for a program that is not installed."""
+async def rehearse(
+    root: Path, pods: dict[str, int], settings: dict[str, str], drills: list[Drill], rate: float
+) -> dict[str, Any]:
+    """What report.py shows. `pods`: how many of each component; `settings`: variables beside those of the
+    manifests. Raises FileNotFoundError for a program that is not installed.
+    """
     began = time.monotonic()
 
     def now() -> float:
@@ -100,7 +110,7 @@ async def rehearse(root: Path, drills: list[Drill], rate: float) -> dict[str, An
         print(f"{now():6.1f} s  {text}", flush=True)
 
     specs = pod_specs(render("overlays/cpu-tiny"))
-    cluster = Cluster(root, root / "data", root / "hosts", specs, SETTINGS, tell=tell)
+    cluster = Cluster(root, root / "data", root / "hosts", specs, settings, tell=tell)
     watch = Watch(cluster, root / "watch", now)
     postgres = Postgres(root / "postgres", DATABASE)
     traffic = Traffic(cluster, KEY, rate, CATEGORIES)
@@ -109,7 +119,7 @@ async def rehearse(root: Path, drills: list[Drill], rate: float) -> dict[str, An
     timeline: list[dict[str, Any]] = []
     try:
         tell("starting")
-        for component, count in PODS.items():
+        for component, count in pods.items():
             for _ in range(count):
                 await cluster.start(cluster.add(component))
         background.append(asyncio.create_task(cluster.look_after()))

@@ -97,8 +97,7 @@ def can_rehearse() -> bool:
 )
 def test_a_short_rehearsal():
     """kill -9 of a video runner; nothing is lost."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.rehearsal", "--drills", "1"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "deploy.rehearsal", "--small", "--rate", "0.4", "--drills", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 lost, 0 duplicated, 0 stuck, 0 without a clip" in done.stdout
