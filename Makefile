@@ -11,7 +11,7 @@ export BENTOML_DO_NOT_TRACK = True
 # equal_numbers compares two states of the project: it is run by hand
 BENCHMARKS := $(filter-out __init__ common equal_numbers,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
-.PHONY: help setup serve train test check format bench rehearsal tiny lock protos
+.PHONY: help setup serve train test long check format bench rehearsal tiny lock protos
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -24,13 +24,16 @@ serve: $(VENV)/serve.done  ## set up and serve on port 3000 (PORT=...)
 	$(BIN)/bentoml serve --port $(PORT)
 
 test: $(VENV)/dev.done  ## set up and run the tests
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+long: $(VENV)/dev.done  ## run the longer forms of some tests, which `make test` leaves out
+	$(PYTEST) -m long
 
 check: $(VENV)/dev.done  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 format: $(VENV)/dev.done  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
