@@ -28,6 +28,10 @@ class BadFields(InvalidRequest):
         self.details = details
 
 
+class ContentRefused(InvalidRequest):
+    """What the operator makes no clips of: their lists of terms, or their check of frames, say so."""
+
+
 class TooLarge(HuViDPOError):
     """The body is larger than the service accepts."""
 
@@ -87,6 +91,7 @@ class Row:
 # Most special first: the first row whose class fits wins.
 TABLE = (
     Row(MalformedBody, 400, "INVALID_ARGUMENT", "malformed_body"),
+    Row(ContentRefused, 400, "INVALID_ARGUMENT", "content_policy_violation"),  # OpenAI's status and code
     Row(InvalidRequest, 422, "INVALID_ARGUMENT", "invalid_request"),
     Row(Unauthenticated, 401, "UNAUTHENTICATED", "unauthenticated"),
     Row(Forbidden, 403, "PERMISSION_DENIED", "forbidden"),
@@ -104,7 +109,7 @@ INTERNAL = Row(Exception, 500, "INTERNAL", "internal")
 INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in the server's log"
 
 # Answers made by the web framework carry only a status; these are their codes.
-STATUS_CODES = {row.status: row.code for row in TABLE[2:]}
+STATUS_CODES = {row.status: row.code for row in TABLE[3:]}
 STATUS_CODES |= {405: "method_not_allowed", 503: "not_ready"}
 
 

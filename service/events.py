@@ -1,6 +1,8 @@
 """Server-sent events: how a stream of them is sent, and what POST /generate_video says as one.
 
-accepted  {"model", "seed", "warnings"}      warnings: sentences; of words that the model does not know
+accepted  {"model", "seed", "warnings", "prompt_verdict"}
+                                            warnings: sentences, of words that the model does not know;
+                                            prompt_verdict: {"action", "lists"}, or null without a policy
 queued    {"stage", "position", "eta"}      position: requests before it; eta: seconds, or null
 started   {"stage"}                         the device works on it
 step      {"stage", "step", "total"}        step 1, 2, ... of the denoising steps of both stages
@@ -102,8 +104,9 @@ async def _lines(
 
 
 def _accepted(accepted: Started) -> dict[str, Any]:
-    seed, warnings = accepted.request.seed, list(accepted.warnings)
-    return {"model": accepted.model, "seed": seed, "warnings": warnings}
+    verdict = accepted.verdict and accepted.verdict.told()
+    told = {"warnings": list(accepted.warnings), "prompt_verdict": verdict}
+    return {"model": accepted.model, "seed": accepted.request.seed} | told
 
 
 def _clip(clip: Finished) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from service import metrics
 from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
 from service.order import PRIORITIES, Priority
+from service.policy import Policy, Verdict
 from service.request_id import CALLER, DOOR
 from service.schemas import MEDIA_TYPES, Format, GenerateRequest, RunnerJob
 from service.settings import Settings
@@ -46,6 +47,7 @@ class Started:
     request: ClipRequest
     model: str
     warnings: tuple[str, ...] = ()  # see Plan
+    verdict: Verdict | None = None  # see Plan
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Finished:
     backends: dict[str, str]
     weights: dict[str, str | None]
     warnings: tuple[str, ...] = ()  # see Plan
+    verdict: Verdict | None = None  # see Plan
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Plan:
     caller: str = ""  # name of the API key
     priority: Priority = "normal"
     warnings: tuple[str, ...] = ()  # sentences for the caller: words that the model was never trained on
+    verdict: Verdict | None = None  # on what the request says; None: not asked for, or no policy
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
@@ -136,6 +140,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         self._words = known_words(self.catalog.model(self.settings.model))
+        self._policy = Policy(self.settings.policy_file)
 
     def drain(self, seconds: float) -> None:
         """Admits nothing more; what is in flight after `seconds` raises Unavailable. For the event loop."""
@@ -194,8 +199,8 @@ class Generation:
         metrics.IN_FLIGHT.dec()
 
     async def _generate(self, request: GenerateRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
-        plan = self.plan(request, seconds)
-        yield Started(plan.clip, self.settings.model, plan.warnings)
+        plan = self.admit(request, seconds)
+        yield Started(plan.clip, self.settings.model, plan.warnings, plan.verdict)
         if request.first_frame is not None:
             frame = await self.read_first_frame(request.first_frame, plan.clip.options)
         else:
@@ -266,7 +271,17 @@ class Generation:
             plan.backends,
             plan.weights,
             plan.warnings,
+            plan.verdict,
         )
+
+    def admit(self, request: GenerateRequest, seconds: float | None = None) -> Plan:
+        """`plan`, with the policy's verdict: once for every request, before it waits for anything. Raises
+        ContentRefused too.
+        """
+        plan = self.plan(request, seconds)
+        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        plan.verdict = self._policy.judge(texts)
+        return plan
 
     def plan(self, request: GenerateRequest, seconds: float | None = None) -> Plan:
         """The request with the model's defaults and a seed filled in, to be done within `seconds`, or as many

@@ -193,7 +193,12 @@ def read(request: messages.GenerateRequest) -> GenerateRequest:
 def messages_of(event: Event) -> Iterator[messages.GenerateEvent]:
     """An event of the core as it is sent: one message, or for the clip its header and chunks."""
     if isinstance(event, Started):
-        accepted = messages.Accepted(model=event.model, seed=event.request.seed, warnings=event.warnings)
+        accepted = messages.Accepted(
+            model=event.model,
+            seed=event.request.seed,
+            warnings=event.warnings,
+            prompt_verdict=event.verdict.told() if event.verdict else None,
+        )
         yield messages.GenerateEvent(accepted=accepted)
     elif isinstance(event, Queued):
         queued = messages.Queued(stage=event.stage, position=event.position, eta_seconds=event.eta)
@@ -229,6 +234,7 @@ def job_message(job: Job) -> messages.Job:
         created_at=_timestamp(job.created_at),
         remixed_from=job.source or "",
         warnings=job.warnings or (),
+        prompt_verdict=job.prompt_verdict,
     )
     if job.ended:
         message.completed_at.CopyFrom(_timestamp(job.completed_at or job.created_at))

@@ -361,4 +361,7 @@ def _clip_response(clip: Finished) -> Response:
         headers["X-Weights"] = weights
     if clip.warnings:  # headers are ASCII
         headers["X-Warning"] = quote(" ".join(clip.warnings), safe=" ,:.'")
+    if clip.verdict:
+        told = clip.verdict.told()
+        headers["X-Prompt-Verdict"] = " ".join((told["action"], *told["lists"]))
     return Response(clip.data, media_type=clip.media_type, headers=headers)

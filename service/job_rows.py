@@ -8,7 +8,7 @@ that disagree cannot both win.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +50,7 @@ JOBS = sa.Table(
     sa.Column("webhook", sa.String(2000)),
     sa.Column("told", sa.Boolean),
     sa.Column("warnings", _JSON),
+    sa.Column("prompt_verdict", _JSON),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("huvidpo_jobs_by_time", "owner", "created_at", "id"),
@@ -88,6 +89,7 @@ class Job:
     webhook: str | None = None  # address that is told of the end
     turn: int = FIRST_TURN  # of the jobs that wait, the least goes first
     warnings: list[str] | None = None  # sentences for the caller; None: none, or made before there were any
+    prompt_verdict: dict[str, Any] | None = None  # as policy.Verdict.told makes it; None: there was no policy
 
     @property
     def ended(self) -> bool:
@@ -317,7 +319,7 @@ def _prepare(db: sa.Connection) -> None:
 
 
 _LOCK = 0x48755669  # any number that no other program takes
-_JSON_FIELDS = ("request", "error", "report", "warnings")
+_JSON_FIELDS = ("request", "error", "report", "warnings", "prompt_verdict")
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
 
@@ -328,16 +330,16 @@ def new_job(
     total: int,
     source: str | None,
     webhook: str | None = None,
-    warnings: Sequence[str] = (),
+    **told: Any,
 ) -> Job:
-    """A queued job, as it is before anything has happened to it."""
+    """A queued job, as it is before anything has happened to it. `told`: what the caller is told of it."""
     now = time.time()
     rest: dict[str, Any] = dict.fromkeys(
         ("started_at", "completed_at", "position", "expected_at", "error", "report", "first_frame", "clip")
     )
     return Job(
         id=id, owner=owner, status="queued", request=request, created_at=now, expires_at=now, done=0,
-        total=total, source=source, webhook=webhook, warnings=list(warnings) or None, **rest,
+        total=total, source=source, webhook=webhook, **rest, **told,
     )  # fmt: skip
 
 

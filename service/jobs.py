@@ -131,19 +131,18 @@ class JobEngine:
             raise Unavailable(LEAVING)
         if webhook is not None:
             await webhooks.check(webhook, self.settings)
-        asked = request.model_dump_json() + (webhook or "")
-        fingerprint = hashlib.sha256(asked.encode()).hexdigest()
-        plan = self.core.plan(request)
+        sent = request.model_dump_json() + (webhook or "")
+        fingerprint = hashlib.sha256(sent.encode()).hexdigest()
+        plan = self.core.admit(request)
         frame = None
         if request.first_frame is not None:
             frame = await self.core.read_first_frame(request.first_frame, plan.clip.options)
         options = {name: getattr(plan.clip.options, name) for name in ("steps", "guidance", "frames", "fps")}
         options |= {"seed": plan.clip.seed, "style": plan.clip.style, "first_frame": None}
         decided = request.model_copy(update=options)
-        job = new_job(
-            f"video_{uuid.uuid4().hex}", owner, decided.model_dump(), _steps(plan, frame), source, webhook,
-            plan.warnings,
-        )  # fmt: skip
+        asked, id = decided.model_dump(), f"video_{uuid.uuid4().hex}"
+        told = {"warnings": list(plan.warnings), "prompt_verdict": plan.verdict and plan.verdict.told()}
+        job = new_job(id, owner, asked, _steps(plan, frame), source, webhook, **told)
         try:
             async with self._adding if self.keys.limits_places(owner) else nullcontext():
                 if idempotency_key is None or not await self.rows.has(owner, idempotency_key):

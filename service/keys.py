@@ -8,7 +8,6 @@ python -m service.keys shop rate=30 concurrency=4 >> keys.txt
 
 import hashlib
 import hmac
-import logging
 import math
 import re
 import secrets
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import cast
 
 from service.errors import QueueFull, Unauthenticated
+from service.files import Reread
 from service.order import Priority
 from service.request_id import Caller
 
-logger = logging.getLogger(__name__)
 RETRY_SECONDS = 5  # for who has as many clips in the making as it may
 _LINE = re.compile(
     r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(?: rate=([1-9]\d{0,5}))?(?: concurrency=([1-9]\d{0,5}))?"
@@ -49,22 +48,16 @@ class Keys:
     """
 
     def __init__(self, file: str):
-        self._file = Path(file).expanduser() if file else None
-        self._read_at = 0
-        self._keys: dict[str, _Key] = {}
+        self._file = Reread("HUVIDPO_API_KEYS", file, _parse) if file else None
+        self._keys = self._file.get() if self._file else {}
         self._left: dict[str, tuple[float, float]] = {}  # of the rate: how many, and when that was
         self._making: Counter[str] = Counter()
-        if self._file is not None:
-            self._refresh(self._file)
 
     def check(self, authorization: str) -> str:
         """The name of the key in "Bearer <key>". Raises Unauthenticated."""
         if self._file is None:
             return ""
-        try:
-            self._refresh(self._file)
-        except ValueError as error:
-            logger.error("the keys stay as they were: %s", error)
+        self._keys = self._file.get()
         scheme, _, key = authorization.partition(" ")
         given, found = _hash(key.strip()), ""
         for name, known in self._keys.items():  # all of them, so that the time tells nothing
@@ -114,15 +107,6 @@ class Keys:
 
     def _of(self, name: str) -> _Key:
         return self._keys.get(name, _Key(""))
-
-    def _refresh(self, file: Path) -> None:
-        try:
-            changed = file.stat().st_mtime_ns
-            if changed != self._read_at:
-                self._read_at = changed  # also when it is broken: that is said once
-                self._keys = _parse(file)
-        except OSError as error:
-            raise ValueError(f"HUVIDPO_API_KEYS: {file} cannot be read: {error.strerror}") from error
 
 
 def _parse(file: Path) -> dict[str, _Key]:

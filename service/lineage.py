@@ -66,6 +66,7 @@ def of_job(job: "Job", clip: bytes | None) -> dict[str, Any]:
         "created_at": int(job.created_at),
         "completed_at": None if job.completed_at is None else int(job.completed_at),
         "request": asked,
+        "prompt_verdict": job.prompt_verdict,
         "model": report.get("model"),
         "weights": report.get("weights"),
         "first_frame": "made" if job.total > asked["steps"] else "uploaded",

@@ -36,6 +36,11 @@ REQUESTS = Counter(
     "Requests answered; door: http or grpc, key: name of the API key, anonymous without keys.",
     ["outcome", "category", "door", "key"],
 )
+POLICY = Counter(
+    "huvidpo_policy_verdicts",
+    "What the operator's policy said; check: prompt or frames, action: ok, tag or block, list: of terms.",
+    ["check", "action", "list"],
+)
 GRPC_ANSWERS = Counter("huvidpo_grpc_answers", "gRPC calls answered.", ["method", "code"])
 BUILD = Gauge(
     "huvidpo_build_info",

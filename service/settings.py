@@ -40,6 +40,7 @@ class Settings:
     allowed_hosts: str = ""  # names the gateway answers to beside private ones, by commas; *: any
     body_seconds: int = 60  # a request's body has to come within, 1..86400
     api_keys: str = ""  # file of the keys that may call, see keys.py; empty: nobody needs one
+    policy_file: str = ""  # TOML file of what prompts may say, see policy.py; empty: anything
     data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
     database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
     store_url: str = ""  # s3://, gs://, az:// or file://: where the files of jobs live; empty: in `data`

@@ -390,6 +390,7 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "remixed_from_video_id": job.source,
         "error": error,
         "warnings": job.warnings or [],
+        "prompt_verdict": job.prompt_verdict,
     } | {name: asked[name] for name in ("category", "style", "seed", "negative_prompt", "format")} | {
         "num_frames": asked["frames"],
         "fps": asked["fps"],

@@ -53,14 +53,24 @@ class GenerateEvent(_message.Message):
     def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., queued: _Optional[_Union[Queued, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("model", "seed", "warnings")
+    __slots__ = ("model", "seed", "warnings", "prompt_verdict")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_VERDICT_FIELD_NUMBER: _ClassVar[int]
     model: str
     seed: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    prompt_verdict: Verdict
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., prompt_verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("action", "lists")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    LISTS_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    lists: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, action: _Optional[str] = ..., lists: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Queued(_message.Message):
     __slots__ = ("stage", "position", "eta_seconds")
@@ -173,7 +183,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., has_more: _Optional[bool] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "status", "progress", "request", "created_at", "completed_at", "expires_at", "error", "clip", "remixed_from", "warnings")
+    __slots__ = ("id", "status", "progress", "request", "created_at", "completed_at", "expires_at", "error", "clip", "remixed_from", "warnings", "prompt_verdict")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[Job.Status]
@@ -197,6 +207,7 @@ class Job(_message.Message):
     CLIP_FIELD_NUMBER: _ClassVar[int]
     REMIXED_FROM_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_VERDICT_FIELD_NUMBER: _ClassVar[int]
     id: str
     status: Job.Status
     progress: int
@@ -208,7 +219,8 @@ class Job(_message.Message):
     clip: Clip
     remixed_from: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[Job.Status, str]] = ..., progress: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., remixed_from: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    prompt_verdict: Verdict
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[Job.Status, str]] = ..., progress: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., remixed_from: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., prompt_verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
 
 class JobError(_message.Message):
     __slots__ = ("code", "message", "field")

@@ -200,6 +200,10 @@ def server(
     start_server: Callable[..., Server], random_family: Path, rated_clips: Path, collector: Collector
 ) -> Server:
     """One server with random weights for all tests that leave it as it was."""
+    policy = random_family / "policy.toml"
+    policy.write_text(
+        '[weapons]\naction = "block"\ndeny = ["gun"]\n[brands]\naction = "tag"\ndeny = ["acme"]'
+    )
     server = start_server(
         HUVIDPO_CATALOG=str(random_family / "catalog"),
         HUVIDPO_MAX_BODY_MIB="1",
@@ -208,6 +212,7 @@ def server(
         HUVIDPO_RATING_CLIPS=str(rated_clips),
         HUVIDPO_BACKEND="torch",  # the default compiles for each of the many shapes these tests ask for
         HUVIDPO_RELOAD_SECONDS="1",
+        HUVIDPO_POLICY_FILE=str(policy),
     )
     assert server.wait_ready() <= {200, 503}
     return server

@@ -23,13 +23,16 @@ def events(answer) -> list[tuple[str, dict]]:
     return [(one["event"], json.loads(one["data"])) for one in named]
 
 
+VERDICT = {"action": "ok", "lists": []}
+
+
 def test_a_clip_as_events(server):
     body = GOOD | {"steps": 4, "frames": 4}
     got = events(server.client.post("/generate_video?preview=1", json=body, headers=HEADERS))
     said = [name for name, _ in got if name != "queued"]
     first, second = ["started", *["step"] * 3], ["started", *["step"] * 4]
     assert said == ["accepted", *first, "preview", *second, "done"]
-    assert got[0][1] == {"model": DEFAULT_MODEL, "seed": 5, "warnings": []}
+    assert got[0][1] == {"model": DEFAULT_MODEL, "seed": 5, "warnings": [], "prompt_verdict": VERDICT}
     steps = [data for name, data in got if name == "step"]
     assert [(one["step"], one["total"]) for one in steps] == [(i, 7) for i in range(1, 8)]
     assert [one["stage"] for one in steps] == ["first_frame"] * 3 + ["video"] * 4

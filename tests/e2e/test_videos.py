@@ -8,12 +8,15 @@ import signal
 import time
 from collections.abc import Iterator
 
+import grpc
 import openai
 import pytest
 from PIL import Image
 
 from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.video import decode
+from service.protos import video_generation_pb2 as messages
+from service.protos import video_generation_pb2_grpc as stubs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 GOOD = {"prompt": "a white horse runs", "extra_body": {"num_inference_steps": 2, "num_frames": 4, "seed": 5}}
@@ -141,6 +144,33 @@ def test_what_is_refused(client, change, param, says):
     assert says in refused.value.message
     assert (refused.value.type, refused.value.code) == ("invalid_request_error", "invalid_request")
     assert refused.value.body["request_id"] == refused.value.response.headers["x-request-id"]
+
+
+def test_what_the_policy_says_at_every_door(server, client):
+    tagged = client.videos.create_and_poll(prompt="an A.C.M.E horse", extra_body=GOOD["extra_body"])
+    assert tagged.prompt_verdict == {"action": "tag", "lists": ["brands"]}
+    lineage = server.client.get(f"/v1/videos/{tagged.id}/lineage").json()
+    assert lineage["prompt_verdict"] == tagged.prompt_verdict
+    assert server.generate(prompt="an acme horse").headers["x-prompt-verdict"] == "tag brands"
+    words = {"prompt": "a horse", "category": "horse", "negative_prompt": "a g.u.n"}
+    paths = ("/generate_video", "/v1/videos", "/v1/videos/sync")
+    answers = [server.client.post(path, json=words) for path in paths]
+    answers.append(server.client.post(f"/v1/videos/{tagged.id}/remix", json={"prompt": "a gün"}))
+    for answer in answers:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "content_policy_violation")
+        assert error["message"].startswith(f"{error['param']}: this server makes no clips of what it says")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.videos.create(prompt="a horse with a gun")
+    assert (refused.value.code, refused.value.param) == ("content_policy_violation", "prompt")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub, asked = stubs.VideoGenerationStub(channel), messages.GenerateRequest(**words)
+        job = messages.CreateJobRequest(request=asked)
+        for call in (lambda: list(stub.Generate(asked)), lambda: stub.CreateJob(job)):
+            with pytest.raises(grpc.RpcError, match="negative_prompt: this server makes no clips") as failed:
+                call()
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert client.videos.list(limit=1).data[0].id == tagged.id  # they made no job
 
 
 def test_cancel(server, client):
