@@ -19,7 +19,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +31,9 @@ from tqdm import tqdm
 
 from huvidpo.files import write_text
 from preferences.metrics import psnr
+from tiny.judge.calibrate import judge_of
 from tiny.judge.data import SEEDS
-from tiny.judge.score import FOLDER, Expected, Judge, load, unit
+from tiny.judge.score import FOLDER, Expected, Judge, unit
 from tiny.judge.tricks import moved, still
 from training.lineage import commit
 
@@ -102,26 +106,35 @@ def opponents(
     yield "any pixels", push(judge, still(truth), expected, None)
 
 
+def attacked(folder: Path, job: tuple[int, Any]) -> dict[str, tuple[bool, float, float, float]]:
+    """Of every opponent of a scene: whether the truth wins, the fake's score and the truth's, its PSNR."""
+    (i, scene), judge = job, judge_of(folder)
+    truth = judge.world.render(scene, judge.world.frames)
+    expected = judge.expect(truth[0], judge.world.asked(scene))
+    own = judge.score(truth, expected)
+    found = {}
+    for name, made in opponents(judge, truth, expected, np.random.default_rng(i)):
+        score = judge.score(made, expected)
+        found[name] = (own > score, score, own, psnr(made[1:], truth[1:]))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--judge", type=Path, default=FOLDER, help="folder of the judge")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=FOLDER / "attack.json")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    judge, rng = load(args.judge), np.random.default_rng(0)
-    rows: dict[str, list[tuple[bool, float, float, float]]] = {}
-    for scene in tqdm(judge.world.scenes(args.scenes, SEEDS["attack"]), unit="scene"):
-        truth = judge.world.render(scene, judge.world.frames)
-        expected = judge.expect(truth[0], judge.world.asked(scene))
-        own = judge.score(truth, expected)
-        for name, made in opponents(judge, truth, expected, rng):
-            score = judge.score(made, expected)
-            rows.setdefault(name, []).append((own > score, score, own, psnr(made[1:], truth[1:])))
+    judge = judge_of(args.judge)
+    jobs = enumerate(judge.world.scenes(args.scenes, SEEDS["attack"]))
+    with get_context("spawn").Pool(args.workers) as pool:
+        rows = pool.imap(partial(attacked, args.judge), jobs)
+        scenes = list(tqdm(rows, "attack", args.scenes, unit="scene"))
     columns = ("truth_wins", "score", "score_of_truth", "psnr")
     found = {
-        name: {c: round(float(np.mean(x)), 4) for c, x in zip(columns, zip(*won, strict=True), strict=True)}
-        for name, won in rows.items()
+        name: {c: round(float(np.mean([s[name][k] for s in scenes])), 4) for k, c in enumerate(columns)}
+        for name in scenes[0]
     }
     facts = {"world": judge.world.name, "scenes": args.scenes, "steps": STEPS, "commit": commit()}
     write_text(args.out, json.dumps({**facts, "opponents": found}, indent=1) + "\n")

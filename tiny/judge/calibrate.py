@@ -1,7 +1,7 @@
 """How often the judge prefers the truth to a trick, by trick, strength and category.
 
     python -m tiny.judge.calibrate               # 128 scenes; writes models/tiny/judge/calibration.json
-    python -m tiny.judge.calibrate --scenes 16 --out quick.json
+    python -m tiny.judge.calibrate --scenes 16 --out quick.json --workers 2
 
 Scenes that no training saw. Where a trick changes nothing (a motion that repeats itself, looped), there is
 nothing to prefer: such pairs are left out and counted.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +83,32 @@ def table(rows: Sequence[tuple[str, Mapping[tuple[str, float], bool | None]]]) -
     return result
 
 
+@cache
+def judge_of(folder: Path) -> Judge:
+    """The judge in a folder, once per process, on one thread."""
+    torch.set_num_threads(1)
+    return load(folder)
+
+
+def examined(folder: Path, job: tuple[int, tuple[Any, Any]]) -> tuple[str, Wins]:
+    """A row of `table`: job is (number, (scene, other))."""
+    i, (scene, other) = job
+    return scene.category, compare(judge_of(folder), scene, other, i)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=128)
     parser.add_argument("--judge", type=Path, default=FOLDER, help="folder of the judge")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--seed", type=int, default=SEEDS["calibrate"])
     parser.add_argument("--out", type=Path, default=FOLDER / "calibration.json")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    judge = load(args.judge)
-    chosen = enumerate(tqdm(pairs_of_scenes(judge, args.scenes, args.seed), unit="scene"))
-    found = table([(scene.category, compare(judge, scene, other, i)) for i, (scene, other) in chosen])
+    judge = judge_of(args.judge)
+    jobs = enumerate(pairs_of_scenes(judge, args.scenes, args.seed))
+    with get_context("spawn").Pool(args.workers) as pool:
+        rows = pool.imap(partial(examined, args.judge), jobs)
+        found = table(list(tqdm(rows, "calibrate", args.scenes, unit="scene")))
     facts = {"world": judge.world.name, "scenes": args.scenes, "seed": args.seed, "commit": commit()}
     write_text(args.out, json.dumps({**facts, "tricks": found}, indent=1) + "\n")
     for name, trick in found.items():
