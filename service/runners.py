@@ -63,7 +63,7 @@ class Warmable(Protocol):
 
     def cold(self, sizes: tuple[int, ...]) -> bool: ...
 
-    def warm(self, sizes: tuple[int, ...]) -> None: ...
+    def warm(self, sizes: tuple[int, ...], lines: int) -> None: ...
 
 
 class FirstFrameModel:
@@ -174,7 +174,7 @@ class VideoModel:
 
     def warm(self, item: VideoItem) -> None:
         run, sizes = self._engine(item[0])
-        run.warm(sizes)
+        run.warm(sizes, 2 if item[0].options.guidance > 1 else 1)
 
     def _engine(self, clip: ClipRequest) -> tuple[Any, tuple[int, ...]]:
         """What runs the category's network, and the sizes of a line of its first input."""

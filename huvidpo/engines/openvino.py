@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,10 @@ from huvidpo.files import hash_facts, hash_file, whole_folder
 
 logger = logging.getLogger(__name__)
 
-KEPT_SHAPES = 4  # compiled networks kept per category: batches of 1 to 4 requests of the usual size
+KEPT_SHAPES = 4  # compiled networks kept per category, of fixed shapes
+STREAMS = 2  # lines beside each other: a request with guidance has two
 Shapes = tuple[tuple[int, ...], ...]
+Key = tuple[Shapes, int]  # and streams
 ANY: Shapes = ()  # the network that takes all others
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _SOURCES = (
@@ -57,9 +60,9 @@ def openvino(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
 
 
 def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
-    """Raises EngineError if the networks, each compiled for KEPT_SHAPES shapes and once for any, could take
-    more than half of the bytes `available`, by default the machine's. torch shares what categories have in
-    common; OpenVINO holds every one whole.
+    """Raises EngineError if the networks, each compiled KEPT_SHAPES times and once more for any size, could
+    take more than half of the bytes `available`, by default the machine's. torch shares what categories have
+    in common; OpenVINO holds every one whole.
     """
     available = psutil.virtual_memory().available if available is None else available
     distinct = {id(module): module for module in modules}.values()
@@ -73,10 +76,35 @@ def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
         )
 
 
+class Lines:
+    """A network compiled for one line, which runs any number of them: each as a request of its own, as many
+    beside each other as it has streams.
+    """
+
+    def __init__(self, compiled: Any):
+        self._compiled = compiled
+        self._requests: list[Any] = []
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """`arrays` and the result: lines first."""
+        count = len(arrays[0])
+        while len(self._requests) < count:
+            self._requests.append(self._compiled.create_infer_request())
+        running = self._requests[:count]
+        for i, request in enumerate(running):
+            request.start_async([array[i : i + 1] for array in arrays], share_inputs=True)
+        for request in running:
+            request.wait()
+        return np.concatenate([request.output_tensors[0].data for request in running])
+
+
 class OpenVINO:
-    """A graph and its weights. For the usual sizes it is compiled once per number of lines: fixed shapes run
-    up to 1.5 times as fast, and a line's numbers do not depend on how many there are. All other sizes share
-    one compilation: it takes seconds, and who asks for a new size each time would make the rest wait.
+    """A graph and its weights, compiled for one line. A lone line has all threads; of several, two run beside
+    each other, which is faster than each by all threads in turn, most of all where a thread is held up by
+    other work on its core. A line's numbers do not depend on how many there are.
+
+    For the usual sizes it is compiled with fixed shapes, which run up to 1.5 times as fast. All other sizes
+    share one compilation: it takes seconds, and who asks for a new size each time would make the rest wait.
 
     `usual`: shapes of the inputs, lines first. Without, every size is usual. The latest KEPT_SHAPES stay.
     """
@@ -90,50 +118,72 @@ class OpenVINO:
         on_load: OnLoad = lambda seconds: None,
     ):
         self.graph, self.weights, self.precision, self.on_load = graph, weights, precision, on_load
-        self.usual, self.threads = usual, torch.get_num_threads()
-        self.requests: OrderedDict[Shapes, Any] = OrderedDict()
+        self.usual, self.threads = tuple((1, *shape[1:]) for shape in usual), torch.get_num_threads()
+        self.networks: OrderedDict[Key, Lines] = OrderedDict()
         self._table, self._compiling = Lock(), Lock()  # one thread may warm up while another runs
+        self._beside: set[Key] = set()  # what is being compiled while the other number of streams serves
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         arrays = [x.float().contiguous().numpy() for x in inputs]
-        out = self.request(tuple(array.shape for array in arrays)).infer(arrays, share_inputs=True)
-        return torch.from_numpy(out[0]).to(inputs[0].dtype)
+        shapes = tuple((1, *array.shape[1:]) for array in arrays)
+        out = self.network(shapes, len(arrays[0]))(arrays)
+        return torch.from_numpy(out).to(inputs[0].dtype)
 
     def cold(self, sizes: tuple[int, ...]) -> bool:
         """Whether lines of `sizes`, those of the first input, would have to wait for a compilation."""
-        return self._key(self._shapes(sizes)) not in self.requests
+        keys = (self._key(self._shapes(sizes), lines) for lines in range(1, STREAMS + 1))
+        return not any(key in self.networks for key in keys)
 
-    def warm(self, sizes: tuple[int, ...]) -> None:
-        """Compiles what `cold` misses: of the usual sizes, the network for one request."""
-        self.request(self._shapes(sizes))
+    def warm(self, sizes: tuple[int, ...], lines: int) -> None:
+        """Compiles what `cold` misses, for so many lines at once."""
+        self._compiled(self._key(self._shapes(sizes), lines))
+
+    def network(self, shapes: Shapes, lines: int) -> Lines:
+        """What runs `lines` of these shapes: if only the one with the other number of streams is compiled,
+        that one, and the right one is compiled beside it.
+        """
+        key = self._key(shapes, lines)
+        other = key[0], STREAMS + 1 - key[1]
+        with self._table:
+            waits = key not in self.networks and other in self.networks
+            if waits and key not in self._beside:
+                self._beside.add(key)
+                Thread(target=self._compile_beside, args=(key,), daemon=True).start()
+        return self._compiled(other if waits else key)
 
     def _shapes(self, sizes: tuple[int, ...]) -> Shapes:
         if self.usual and self.usual[0][1:] == sizes:
             return self.usual
         return ((1, *sizes),)
 
-    def _key(self, shapes: Shapes) -> Shapes:
-        return shapes if not self.usual or shapes[0][1:] == self.usual[0][1:] else ANY
+    def _key(self, shapes: Shapes, lines: int) -> Key:
+        streams = min(STREAMS, lines, self.threads)
+        return (shapes if not self.usual or shapes == self.usual else ANY), streams
 
-    def request(self, shapes: Shapes) -> Any:
-        """What runs these shapes; compiled now if it was not."""
-        key = self._key(shapes)
+    def _compile_beside(self, key: Key) -> None:
+        try:
+            self._compiled(key)
+        finally:
+            self._beside.discard(key)
+
+    def _compiled(self, key: Key) -> Lines:
+        """Compiled now if it was not."""
         with self._table:
-            if key in self.requests:
-                self.requests.move_to_end(key)
-                return self.requests[key]
+            if key in self.networks:
+                self.networks.move_to_end(key)
+                return self.networks[key]
         with self._compiling:
-            if key not in self.requests:
-                request = self.compile(key)
+            if key not in self.networks:
+                network = Lines(self.compile(*key))
                 with self._table:
-                    self.requests[key] = request
-                    fixed = [kept for kept in self.requests if kept != ANY]
+                    self.networks[key] = network
+                    fixed = [kept for kept in self.networks if kept[0] != ANY]
                     for oldest in fixed[:-KEPT_SHAPES]:
-                        del self.requests[oldest]
-            return self.requests[key]
+                        del self.networks[oldest]
+            return self.networks[key]
 
-    def compile(self, shapes: Shapes) -> Any:
-        """Inputs of fixed `shapes`, or of any."""
+    def compile(self, shapes: Shapes, streams: int) -> Any:
+        """For inputs of fixed `shapes`, or of any."""
         started = time.monotonic()
         model = bind(self.graph, self.weights)
         if shapes != ANY:
@@ -141,11 +191,11 @@ class OpenVINO:
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": self.threads,
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": streams,
             "ENABLE_CPU_PINNING": False,  # the two runners would be pinned to the same cores
         }
         try:
-            request = core().compile_model(model, "CPU", settings).create_infer_request()
+            compiled = core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise EngineError(
                 f"openvino cannot compile this network ({first_line(error)[:200]}): "
@@ -154,7 +204,7 @@ class OpenVINO:
         seconds = time.monotonic() - started
         logger.info("compiled for %s in %.1f s", shapes[0] if shapes else "any shape", seconds)
         self.on_load(seconds)
-        return request
+        return compiled
 
 
 @cache

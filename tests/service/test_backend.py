@@ -104,12 +104,12 @@ def test_unusual_lengths_are_one_compilation_beside_the_others():
     assert not model.cold(item(defaults.frames))  # the first category: compared with torch at the start
     assert model.cold(item(5))
     model.warm(item(5))
-    compiled = dict(engine.run.requests)
+    compiled = dict(engine.run.networks)
     for frames in (5, 6, 7, 9, defaults.frames):
         assert not model.cold(item(frames))
         (clip,) = model.run([item(frames)], lambda *step: None)
         assert clip.shape[0] == frames
-    assert engine.run.requests == compiled
+    assert engine.run.networks == compiled
 
 
 @pytest.mark.parametrize(

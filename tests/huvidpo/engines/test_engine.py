@@ -4,9 +4,12 @@ import dataclasses
 import inspect
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -149,10 +152,10 @@ def addition(usual: cpu_engines.Shapes = ()) -> cpu_engines.OpenVINO:
 
 def test_only_the_latest_shapes_stay_compiled() -> None:
     run = addition()
-    for size in (1, 2, 1, *range(3, 2 + cpu_engines.KEPT_SHAPES)):
-        assert run(torch.zeros(size, 2)).tolist() == [[1.0, 1.0]] * size
-    assert len(run.requests) == cpu_engines.KEPT_SHAPES
-    kept = {rows for ((rows, _),) in run.requests}
+    for width in (1, 2, 1, *range(3, 2 + cpu_engines.KEPT_SHAPES)):
+        assert run(torch.zeros(1, width)).tolist() == [[1.0] * width]
+    assert len(run.networks) == cpu_engines.KEPT_SHAPES
+    kept = {width for ((_, width),), _ in run.networks}
     assert 1 in kept  # it was used after 2
     assert 2 not in kept
 
@@ -161,22 +164,46 @@ def test_unusual_sizes_share_one_compilation() -> None:
     run = addition(usual=((2, 3),))
     compiled = []
     compile = run.compile
-    run.compile = lambda shapes: compiled.append(shapes) or compile(shapes)  # type: ignore[method-assign]
+    run.compile = lambda *key: compiled.append(key) or compile(*key)  # type: ignore[method-assign]
     for width in (*range(4, 28), 3, 3):  # 24 sizes nobody expected, then the usual one
         assert run(torch.zeros(1, width)).tolist() == [[1.0] * width]
-    assert compiled == [cpu_engines.ANY, ((1, 3),)]
+    assert compiled == [(cpu_engines.ANY, 1), (((1, 3),), 1)]
+
+
+def test_lines_run_beside_each_other_once_that_is_compiled() -> None:
+    """Nobody waits for it: until then they run one after the other."""
+    run = addition(usual=((1, 3),))
+    run.threads = 2
+    compile, go_on = run.compile, threading.Event()
+
+    def compile_when_told(shapes: cpu_engines.Shapes, streams: int) -> Any:
+        assert streams == 1 or go_on.wait(30)
+        return compile(shapes, streams)
+
+    run.compile = compile_when_told  # type: ignore[method-assign]
+    x = torch.arange(15.0).reshape(5, 3)
+    run(x[:1])
+    assert torch.equal(run(x), x + 1)
+    assert [streams for _, streams in run.networks] == [1]
+    go_on.set()
+    deadline = time.monotonic() + 30
+    while len(run.networks) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert torch.equal(run(x), x + 1)
+    assert next(reversed(run.networks)) == (((1, 3),), 2)  # it ran last
 
 
 def test_engines_are_warmed_up_before_their_first_call() -> None:
     run = addition(usual=((2, 3),))
     for sizes in ((3,), (7,)):
         assert run.cold(sizes)
-        run.warm(sizes)
+        run.warm(sizes, 1)
         assert not run.cold(sizes)
-    assert set(run.requests) == {((2, 3),), cpu_engines.ANY}
+    assert set(run.networks) == {(((1, 3),), 1), (cpu_engines.ANY, 1)}
     assert not run.cold((9,))
-    run(torch.zeros(2, 3)), run(torch.zeros(5, 7))
-    assert set(run.requests) == {((2, 3),), cpu_engines.ANY}
+    run(torch.zeros(1, 3)), run(torch.zeros(1, 7))
+    assert set(run.networks) == {(((1, 3),), 1), (cpu_engines.ANY, 1)}
 
 
 def test_bfloat16(video: VideoPipeline, unet: VideoUNet) -> None:
