@@ -163,15 +163,16 @@ def busy_neighbour() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int]]:
-    """A `bentoml serve` of this project on a free port, and its process id; stopped at the end."""
+def serving(args: argparse.Namespace, folder: Path, **settings: str) -> Iterator[tuple[str, int]]:
+    """A `bentoml serve` of this project on a free port, and its process id; stopped at the end. `settings`:
+    variables of its environment.
+    """
     import httpx
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = os.environ | {"BENTOML_HOME": str(folder / "home"), "BENTOML_DO_NOT_TRACK": "True"}
     env |= {"HUVIDPO_MODEL": args.model, "HUVIDPO_THREADS": str(args.threads), "HUVIDPO_GRPC_PORT": "0"}
+    env |= settings
     command = [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -189,6 +190,12 @@ def serving(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, int]]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def timed_clips(clip: Any, args: argparse.Namespace) -> list[float]:

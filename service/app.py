@@ -207,21 +207,24 @@ class Gateway:
         addresses = BentoMLContainer.remote_runner_mapping.get()
 
         def router(stage: str, service: Any) -> Router:
-            timeout = SETTINGS.accept_timeout
-            return Router(stage, addresses[service.name], timeout, leaving=lambda: self.core.draining)
+            return Router(stage, addresses[service.name], SETTINGS.accept_timeout)
 
         catalog = load_catalog()
         marks = marks_of(SETTINGS, catalog)
         self.routers = router("first_frame", FirstFrameRunner), router("video", VideoRunner)
         mark = marks.mark if marks else None
         self.core = Generation(
-            SETTINGS, catalog, *self.routers, mark, watermark_of(SETTINGS), self._check_room
+            SETTINGS, catalog, *self.routers, mark, watermark_of(SETTINGS), self._check_room, self._withdraw
         )
         self.began = False
 
     def _check_room(self) -> None:
         for router in self.routers:
             router.check_room()
+
+    async def _withdraw(self, id: str) -> None:
+        for router in self.routers:
+            await router.withdraw(id)
 
     @bentoml.on_deployment
     def deploy() -> None:  # in the process that starts the others

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import random
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -120,6 +120,10 @@ class Plan:
     begun_elsewhere: bool = False  # whether another gateway may have brought it to a runner
 
 
+async def nothing(id: str) -> None:
+    """Where runners keep nothing."""
+
+
 @dataclass
 class Generation:
     settings: Settings
@@ -131,6 +135,7 @@ class Generation:
     watermark: Callable[[str], str] | None = None  # id of a clip -> what its frames are marked with
     # raises QueueFull when no runner of a stage has a place: before any work, so no frame is drawn in vain
     check_room: Callable[[], None] = lambda: None
+    withdraw: Callable[[str], Awaitable[None]] = nothing  # nobody wants what a plan with `detach` left behind
     in_flight: int = field(default=0, init=False)
     draining: bool = field(default=False, init=False)
     _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for

@@ -220,6 +220,11 @@ class Rows:
         query = sa.select(JOBS.c.id).where(_held(id, executor))
         return await self._do(lambda db: db.execute(query).first()) is not None
 
+    async def held(self, executor: str) -> list[str]:
+        """Ids of the jobs that the executor works on."""
+        where = (JOBS.c.executor == executor, JOBS.c.status == "in_progress")
+        return await self._all(sa.select(JOBS.c.id).where(*where))
+
     async def set_first_frame(self, id: str, key: str, report: dict[str, Any]) -> bool:
         return await self._update(_active(id), {"first_frame": key, "report": json.dumps(report)})
 

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -33,7 +33,6 @@ from service.request_id import CALLER
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from service.store import open_store
-from service.waiting import ticking
 
 logger = logging.getLogger(__name__)
 QUEUE, WEBHOOKS = "clips", "webhooks"
@@ -42,7 +41,7 @@ APPLICATION, VERSION = "huvidpo", "1"  # the version changes only when the workf
 POLL_SECONDS = 0.1  # of the queue
 SWEEP_SECONDS = 1.0  # between two looks for expired and abandoned jobs
 ORPHANS_SECONDS = 3600.0  # between two looks for files that belong to no job
-LOOK_SECONDS = 0.3  # between two looks at whether a job that waits in a runner's queue is still wanted
+LOOK_SECONDS = 0.08  # between two looks at whether what runs here is still wanted: a cancel waits for one
 RETRY_SECONDS = 1.0  # between two tries at what is away
 ENQUEUE_SECONDS = 5.0  # DBOS waits for its database for ever, a caller does not
 WATCH_SECONDS = 0.2  # between two looks at a job that somebody watches
@@ -76,6 +75,7 @@ class JobEngine:
         self._system_url = settings.database_url or f"sqlite:///{folder}/workflows.sqlite"
         self.executor = uuid.uuid4().hex
         self._running: set[asyncio.Task[Any]] = set()
+        self._stages: dict[str, asyncio.Task[Any]] = {}  # job -> what reads from its runner
         self._background: list[asyncio.Task[None]] = []
         self._trust_leases_at = 0.0  # time.monotonic
 
@@ -99,7 +99,12 @@ class JobEngine:
         await DBOS.register_queue_async(
             WEBHOOKS, worker_concurrency=MAX_TELLING, polling_interval_sec=SWEEP_SECONDS
         )
-        forever = (self._renew_forever(), self._sweep_forever(), self._tidy_forever())
+        forever = (
+            self._renew_forever(),
+            self._sweep_forever(),
+            self._tidy_forever(),
+            self._drop_forever(),
+        )
         self._background = [asyncio.create_task(task) for task in forever]
 
     async def stop(self) -> None:
@@ -203,6 +208,7 @@ class JobEngine:
         await self.rows.get(id, owner)
         if await self.rows.fail(id, to_dict(Cancelled("the job was cancelled")), self.settings.job_retention):
             metrics.JOBS.labels("cancelled").inc()
+            self._drop({id})
             await DBOS.cancel_workflow_async(id)
         return await self.rows.get(id, owner)
 
@@ -379,24 +385,66 @@ class JobEngine:
 
     async def _last(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Any:
         """The result of a stage; its steps are noted in the row. Raises _Unwanted as soon as that is so."""
-        async with aclosing(stage) as events, aclosing(ticking(events, LOOK_SECONDS)) as ticks:
-            async for event in ticks:
+        reading = self._stages[id] = asyncio.ensure_future(self._read(id, stage, before))
+        try:
+            await asyncio.wait({reading})
+        finally:
+            del self._stages[id]
+            reading.cancel()
+            await asyncio.wait({reading})
+        result = None if reading.cancelled() else reading.result()
+        if result is None:
+            await self._let_go(id)
+            raise _Unwanted
+        return result
+
+    async def _read(self, id: str, stage: AsyncGenerator[Any, None], before: int) -> Drawn | Finished | None:
+        """None as soon as nobody wants the result here."""
+        async with aclosing(stage) as events:
+            async for event in events:
                 if isinstance(event, Drawn | Finished):
                     return event
                 if not await self._note(id, event, before):
-                    raise _Unwanted
+                    return None
         raise RuntimeError("a stage ended without a result")
 
-    async def _note(self, id: str, event: Any, before: int) -> bool:
+    async def _let_go(self, id: str) -> None:
+        """Of what runs for a job that has ended; of one that another gateway has, that one finds it there."""
+        with suppress(Unavailable):
+            try:
+                over = (await self.rows.get(id)).ended
+            except NotFound:
+                over = True
+            if over:
+                await self.core.withdraw(id)
+
+    async def _note(self, id: str, event: Progress | Queued, before: int) -> bool:
         """Whether the job is still wanted here. A database that is away is no reason to stop."""
         try:
             if isinstance(event, Progress):
                 return await self.rows.step(id, self.executor, before + event.step)
-            if isinstance(event, Queued):
-                return await self.rows.waits(id, self.executor, event.position, event.eta)
-            return await self.rows.wanted(id, self.executor)
+            return await self.rows.waits(id, self.executor, event.position, event.eta)
         except Unavailable:
             return True
+
+    def _drop(self, ids: Iterable[str]) -> None:
+        """Nobody wants what is done for these jobs here."""
+        for id in ids:
+            if id in self._stages:
+                self._stages[id].cancel()
+
+    async def _drop_forever(self) -> None:
+        """Between two steps too, and while jobs wait for a runner; one question for all of them."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not (running := set(self._stages)):
+                continue
+            try:
+                self._drop(running - set(await self.rows.held(self.executor)))
+            except Unavailable:
+                pass  # no reason to stop
+            except Exception:
+                logger.exception("looking for jobs that are not wanted any more failed, it is tried again")
 
     # What every gateway does for all of them.
 

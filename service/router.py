@@ -13,7 +13,7 @@ import logging
 import random
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -72,18 +72,11 @@ class _Peer:
 class Router:
     """The runners of `stage`, at `addresses`. `start` before, and `close` after, on the event loop.
 
-    A runner that does not accept a job within `accept_timeout` seconds counts as lost. `leaving`: whether
-    this gateway is, and leaves jobs with `detach` to the next one.
+    A runner that does not accept a job within `accept_timeout` seconds counts as lost.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        addresses: str,
-        accept_timeout: float,
-        leaving: Callable[[], bool] = lambda: False,
-    ):
-        self.stage, self.accept_timeout, self._leaving = stage, accept_timeout, leaving
+    def __init__(self, stage: str, addresses: str, accept_timeout: float):
+        self.stage, self.accept_timeout = stage, accept_timeout
         self._addresses = addresses.split(",")
         self._peers: dict[str, _Peer] = {}
         self._places: OrderedDict[str, str] = OrderedDict()  # id of a job -> URL of the runner that has it
@@ -125,8 +118,8 @@ class Router:
         """The messages of `runners.stream` for `job`. A runner that is lost before it has accepted the job is
         replaced by another one, or asked a second time: it does a job once.
 
-        Closing the generator cancels the job; one with `detach` is left to whoever brings it again if the
-        gateway is leaving. Raises Unavailable when there is no runner, or it goes away.
+        Closing the generator cancels the job; one with `detach` is left to whoever brings it again, until
+        it is withdrawn. Raises Unavailable when there is no runner, or it goes away.
         """
         accepted, tried = False, list[_Peer]()
         while True:
@@ -147,13 +140,14 @@ class Router:
                 if accepted or len(tried) > 1 or isinstance(error, TimeoutError):
                     unavailable = "a runner is starting or restarting, try again in a few seconds"
                     raise Unavailable(unavailable) from error
-            except (GeneratorExit, asyncio.CancelledError):
-                if job.detach and not self._leaving():
-                    await self._withdraw(peer, job.id)
-                raise
             finally:
                 peer.jobs -= 1
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def withdraw(self, id: str) -> None:
+        """Nobody wants the job, which was left at its runner, any more."""
+        if peer := self._peers.get(self._places.get(id, "")):
+            await self._withdraw(peer, id)
 
     # --- which one ---
 

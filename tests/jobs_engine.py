@@ -15,13 +15,14 @@ ROOT = Path(__file__).parents[1]
 class Engine:
     """One process of tests/jobs_process.py."""
 
-    def __init__(self, folder: Path, database_url: str = "", steps=None, **settings: Any):
+    def __init__(self, folder: Path, database_url: str = "", steps=None, runners=None, **settings: Any):
         self.folder, self.log = folder, folder / "log"
         self.log.touch()
         given = {
             "settings": {"data": str(folder), "database_url": database_url, "lease_seconds": 2} | settings,
             "log": str(self.log),
             "steps": {"first_frame": 0.002, "video": 0.01} | (steps or {}),
+            "runners": runners or {},
         }
         self.errors = (folder / f"errors-{time.monotonic_ns()}").open("wb")
         self.process = subprocess.Popen(

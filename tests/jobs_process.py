@@ -1,4 +1,5 @@
-"""A gateway's job engine in a process of its own, over runners that paint instead of denoise.
+"""A gateway's job engine in a process of its own, over runners that paint instead of denoise: in the same
+process, or at the addresses of `runners`.
 
 Commands come in as lines of JSON, answers go out the same way. `log` gets "<stage> <seed>" when a stage
 begins, the same and "step" after each step, and "done" when it has ended.
@@ -19,6 +20,7 @@ from service.errors import to_dict
 from service.generation import Generation
 from service.images import to_png
 from service.jobs import JobEngine
+from service.router import Router
 from service.schemas import GenerateRequest
 from service.settings import Settings
 
@@ -47,9 +49,19 @@ def runner(stage: str, log: Path, step_seconds: float):
     return run
 
 
-async def main(settings: Settings, log: Path, steps: dict[str, float]) -> None:
-    stages = [runner(stage, log, steps[stage]) for stage in ("first_frame", "video")]
-    engine = JobEngine(Generation(settings, load_catalog(), *stages), settings)
+async def main(settings: Settings, log: Path, steps: dict[str, float], addresses: dict[str, str]) -> None:
+    routers = [Router(stage, address, settings.accept_timeout) for stage, address in addresses.items()]
+    for router in routers:
+        await router.start()
+    stages = routers or [runner(stage, log, steps[stage]) for stage in ("first_frame", "video")]
+    core = Generation(settings, load_catalog(), *stages)
+
+    async def withdraw(id: str) -> None:
+        for router in routers:
+            await router.withdraw(id)
+
+    core.withdraw = withdraw
+    engine = JobEngine(core, settings)
     await engine.start()
     print(json.dumps({"ready": engine.executor}), flush=True)
     reader = asyncio.StreamReader()
@@ -71,8 +83,10 @@ async def main(settings: Settings, log: Path, steps: dict[str, float]) -> None:
             told = {"error_": to_dict(error)}
         print(json.dumps(told), flush=True)
     await engine.stop()
+    for router in routers:
+        await router.close()
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    asyncio.run(main(Settings(**given["settings"]), Path(given["log"]), given["steps"]))
+    asyncio.run(main(Settings(**given["settings"]), Path(given["log"]), given["steps"], given["runners"]))

@@ -3,10 +3,12 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.common import ROOT, timed
+from benchmarks.soak import slope
 
 QUICK = [
     "backends --only plain torch_fp32",
@@ -24,8 +26,10 @@ QUICK = [
 ]
 # equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not;
 # scheduling_service needs a server; watermark reads what has no mark, which takes long:
-# tests/huvidpo/test_watermark.py does the same
+# tests/huvidpo/test_watermark.py does the same; jobs_survive and soak take a minute each:
+# tests/service/test_jobs.py kills too, with the painted_runner
 APART = {"common", "equal_numbers", "export_full_size", "scheduling_service", "watermark"}
+APART |= {"jobs_survive", "painted_runner", "soak"}
 
 
 def test_every_benchmark_is_run_here():
@@ -66,3 +70,14 @@ def test_a_timing_leaves_out_the_calls_that_warm_up():
     assert len(timing.walls) == len(timing.cpus) == 3
     assert timing.median == sorted(timing.walls)[1]
     assert timing.least_cpu == min(timing.cpus)
+
+
+def test_a_slope_tells_a_leak_from_what_fills_up():
+    hours = np.linspace(0.0, 0.5, 600)
+    noise = np.repeat(np.random.default_rng(0).normal(0.0, 1.0, 60), 10)  # samples come ten alike
+    steady, leaking = slope(hours, 500 + noise), slope(hours, 500 + 40 * hours + noise)
+    filling = slope(hours, 500 + 20 * (1 - np.exp(-hours / 0.05)) + 0.01 * noise)
+    assert steady["low"] < 0 < steady["high"]
+    assert 0 < leaking["low"] < 40 < leaking["high"]
+    assert filling["per_hour"] > 10 * abs(filling["second_half_per_hour"])
+    assert (leaking["last"] - leaking["first"]) == pytest.approx(40 * 0.5 * 19 / 20, abs=3)
