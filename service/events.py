@@ -22,7 +22,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.errors import INTERNAL, row_of, shape, to_dict
-from service.generation import Drawn, Event, Finished, Generation, Progress, Queued, Started
+from service.generation import Begun, Drawn, Event, Finished, Generation, Progress, Queued, Started
 from service.schemas import GenerateRequest
 from service.waiting import Gone, ticking, while_connected
 
@@ -80,19 +80,18 @@ async def _lines(
 ) -> AsyncGenerator[str, None]:
     """`drawn`: denoising steps of the first stage."""
     yield sse("accepted", _accepted(accepted))
-    total, stage = drawn + accepted.request.options.steps, ""
+    total = drawn + accepted.request.options.steps
     try:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Queued):
                     data = {"stage": event.stage, "position": event.position, "eta": event.eta}
                     yield sse("queued", data)
+                elif isinstance(event, Begun):
+                    yield sse("started", {"stage": event.stage})
                 elif isinstance(event, Progress):
-                    if event.stage != stage:
-                        stage = event.stage
-                        yield sse("started", {"stage": stage})
-                    step = event.step + (drawn if stage == "video" else 0)
-                    yield sse("step", {"stage": stage, "step": step, "total": total})
+                    step = event.step + (drawn if event.stage == "video" else 0)
+                    yield sse("step", {"stage": event.stage, "step": step, "total": total})
                 elif isinstance(event, Drawn) and preview:
                     yield sse("preview", {"media_type": "image/png", "data": _text(event.png)})
                 elif isinstance(event, Finished):

@@ -63,6 +63,13 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """The device of `stage` ("first_frame" or "video") works on the request; said before its first step."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """`step` of `total` denoising steps of `stage` ("first_frame" or "video") are done."""
 
@@ -98,7 +105,7 @@ class Drawn:
     png: bytes
 
 
-Event = Started | Queued | Progress | Drawn | Finished
+Event = Started | Queued | Begun | Progress | Drawn | Finished
 
 
 @dataclass
@@ -158,8 +165,8 @@ class Generation:
     async def generate(
         self, request: GenerateRequest, seconds: float | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Started, Queued and Progress of each stage with Drawn between them, Finished. Closing the generator
-        cancels the work within one denoising step. `seconds` the caller waits for at most.
+        """Started; Queued, Begun and Progress of each stage, with Drawn between them; Finished. Closing the
+        generator cancels the work within one denoising step. `seconds` the caller waits for at most.
 
         Raises InvalidRequest, QueueFull, Unavailable, TimedOut; anything else is a fault of ours.
         """
@@ -236,13 +243,15 @@ class Generation:
         """Seconds until the plan is given up."""
         return min(plan.deadline, self._end) - asyncio.get_running_loop().time()
 
-    async def draw(self, plan: Plan) -> AsyncGenerator[Queued | Progress | Drawn, None]:
+    async def draw(self, plan: Plan) -> AsyncGenerator[Queued | Begun | Progress | Drawn, None]:
         """The first stage alone: prompt -> first frame."""
         async with aclosing(self._run("first_frame", self.first_frame, _job(plan), plan)) as events:
             async for event in events:
                 yield Drawn(event) if isinstance(event, bytes) else event
 
-    async def animate(self, plan: Plan, png: bytes) -> AsyncGenerator[Queued | Progress | Finished, None]:
+    async def animate(
+        self, plan: Plan, png: bytes
+    ) -> AsyncGenerator[Queued | Begun | Progress | Finished, None]:
         """The second stage alone: first frame -> clip."""
         job = _job(plan)
         job.first_frame = png
@@ -344,9 +353,12 @@ class Generation:
 
     async def _run(
         self, stage: str, runner: Runner, job: RunnerJob, plan: Plan
-    ) -> AsyncGenerator[Queued | Progress | bytes, None]:
-        """Queued and Progress of one stage, then its result; seconds and backend go to `plan`."""
+    ) -> AsyncGenerator[Queued | Begun | Progress | bytes, None]:
+        """Queued, Begun and Progress of one stage, then its result; seconds and backend go to `plan`. They
+        only go forward: a batch that failed is begun again, one request after the other.
+        """
         loop, expected, accepted = asyncio.get_running_loop(), None, 0.0
+        done: int | None = None  # steps, once it has begun
         try:
             async with aclosing(self._until(runner(job), plan.deadline)) as lines:
                 async for line in lines:
@@ -356,8 +368,13 @@ class Generation:
                             expected, accepted = line["eta"], loop.time()
                             self._check_time(plan, eta)
                         yield Queued(stage, line["position"], eta)
-                    elif line["event"] == "step":
-                        yield Progress(stage, line["step"], line["total"])
+                    elif line["event"] in ("started", "step"):
+                        if done is None:  # runners of an earlier release say steps only
+                            done = 0
+                            yield Begun(stage)
+                        if line["event"] == "step" and line["step"] > done:
+                            done = line["step"]
+                            yield Progress(stage, done, line["total"])
                     elif line["event"] == "error":
                         raise from_dict(line)
                     elif line["event"] == "done":

@@ -26,7 +26,7 @@ from opentelemetry.trace import SpanKind
 
 from service import tracing
 from service.errors import INTERNAL, row_of, to_dict
-from service.generation import Event, Finished, Progress, Queued, Started, count_request
+from service.generation import Begun, Event, Finished, Progress, Queued, Started, count_request
 from service.job_rows import Job
 from service.jobs import JobEngine
 from service.keys import Keys
@@ -203,6 +203,8 @@ def messages_of(event: Event) -> Iterator[messages.GenerateEvent]:
     elif isinstance(event, Queued):
         queued = messages.Queued(stage=event.stage, position=event.position, eta_seconds=event.eta)
         yield messages.GenerateEvent(queued=queued)
+    elif isinstance(event, Begun):
+        yield messages.GenerateEvent(started=messages.Started(stage=event.stage))
     elif isinstance(event, Progress):
         progress = messages.Progress(stage=event.stage, step=event.step, total=event.total)
         yield messages.GenerateEvent(progress=progress)
@@ -235,6 +237,7 @@ def job_message(job: Job) -> messages.Job:
         remixed_from=job.source or "",
         warnings=job.warnings or (),
         prompt_verdict=job.prompt_verdict,
+        stage=job.stage or "",
     )
     if job.ended:
         message.completed_at.CopyFrom(_timestamp(job.completed_at or job.created_at))

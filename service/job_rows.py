@@ -51,6 +51,8 @@ JOBS = sa.Table(
     sa.Column("told", sa.Boolean),
     sa.Column("warnings", _JSON),
     sa.Column("prompt_verdict", _JSON),
+    sa.Column("trace", sa.String(64)),
+    sa.Column("stage", sa.String(20)),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("huvidpo_jobs_by_time", "owner", "created_at", "id"),
@@ -90,6 +92,8 @@ class Job:
     turn: int = FIRST_TURN  # of the jobs that wait, the least goes first
     warnings: list[str] | None = None  # sentences for the caller; None: none, or made before there were any
     prompt_verdict: dict[str, Any] | None = None  # as policy.Verdict.told makes it; None: there was no policy
+    trace: str | None = None  # traceparent of the request that made it
+    stage: str | None = None  # first_frame or video, while its device works on the job
 
     @property
     def ended(self) -> bool:
@@ -207,13 +211,17 @@ class Rows:
         values = {"status": "in_progress", "executor": executor, "started_at": started}
         return await self._update(_active(id), values)
 
-    async def step(self, id: str, executor: str, done: int) -> bool:
-        """Notes progress. False when the job was cancelled or deleted, or is another executor's."""
-        return await self._update(_held(id, executor), {"done": done, "position": None})
+    async def step(self, id: str, executor: str, stage: str, done: int) -> bool:
+        """Notes that the stage's device is at the job, and progress, which only grows: what is done again
+        after a takeover counts once. False when the job was cancelled or deleted, or is another executor's.
+        """
+        furthest = sa.case((JOBS.c.done > done, JOBS.c.done), else_=done)
+        return await self._update(_held(id, executor), {"stage": stage, "done": furthest, "position": None})
 
     async def waits(self, id: str, executor: str, position: int, eta: float | None) -> bool:
         """Notes the place in a runner's queue, and the seconds until the clip; False as for `step`."""
         values = {"position": position, "expected_at": None if eta is None else self._now + eta}
+        values |= {"stage": None}
         return await self._update(_held(id, executor), values)
 
     async def wanted(self, id: str, executor: str) -> bool:
@@ -238,8 +246,9 @@ class Rows:
         return await self._end(id, "failed", retention, {"error": json.dumps(error)})
 
     async def _end(self, id: str, status: str, retention: float, values: dict[str, Any]) -> bool:
-        times = {"completed_at": self._now, "expires_at": self._now + retention, "position": None}
-        return await self._update(_active(id), values | times | {"status": status})
+        times = {"completed_at": self._now, "expires_at": self._now + retention}
+        over = {"status": status, "position": None, "stage": None}
+        return await self._update(_active(id), values | times | over)
 
     async def delete(self, id: str) -> None:
         await self._do(lambda db: db.execute(sa.delete(JOBS).where(JOBS.c.id == id)))

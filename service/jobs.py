@@ -12,9 +12,9 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,14 +22,14 @@ from typing import Any, TypeVar
 from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 
 from huvidpo.errors import Cancelled, InvalidRequest
-from service import metrics, webhooks
+from service import metrics, tracing, webhooks
 from service.backlog import Backlog
 from service.errors import INTERNAL, NotFound, QueueFull, Unavailable, row_of, to_dict
-from service.generation import LEAVING, Drawn, Finished, Generation, Plan, Progress, Queued
+from service.generation import LEAVING, Begun, Drawn, Finished, Generation, Plan, Progress, Queued
 from service.job_rows import FIRST_TURN, Job, Rows, new_job
 from service.keys import Keys
 from service.lineage import weights_of
-from service.request_id import CALLER
+from service.request_id import CALLER, REQUEST_ID, TRACE_PARENT
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from service.store import open_store
@@ -154,7 +154,8 @@ class JobEngine:
                     await self._check_room(owner)
                 if frame is not None:
                     await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)
-                job = replace(job, turn=await self.rows.next_turn(owner, plan.priority))
+                turn = await self.rows.next_turn(owner, plan.priority)
+                job = replace(job, turn=turn, trace=TRACE_PARENT.get() or None)
                 stored = await self.rows.add(job, idempotency_key, fingerprint)
         except BaseException:
             await self._discard(job.id)
@@ -315,7 +316,8 @@ class JobEngine:
         if there:  # uploaded, or drawn by one who died before saying so
             return key
         plan = self._plan(job, taken_over)
-        drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
+        with _traced(job, "first_frame", taken_over):
+            drawn = await self._patiently(id, lambda: self._last(id, self.core.draw(plan), 0))
         await self._stored(id, lambda: self.store.put(key, drawn.png))
         report = _report(plan)
         await _insist(lambda: self.rows.set_first_frame(id, key, report))
@@ -329,7 +331,8 @@ class JobEngine:
         weights = await asyncio.to_thread(
             weights_of, self.core.catalog, self.settings.model, job.request["category"]
         )
-        clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
+        with _traced(job, "video", taken_over):
+            clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
         key = f"{id}/clip.{plan.format}"
         await self._stored(id, lambda: self.store.put(key, clip.data))
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
@@ -361,6 +364,7 @@ class JobEngine:
     def _plan(self, job: Job, taken_over: bool) -> Plan:
         """A gateway that takes the job over finds what a runner does for it by the job's id."""
         CALLER.set(self.keys.caller(job.owner))
+        REQUEST_ID.set(job.id)
         plan = self.core.plan(GenerateRequest(**job.request))
         plan.id, plan.detach, plan.begun_elsewhere = job.id, True, taken_over
         return plan
@@ -418,12 +422,13 @@ class JobEngine:
             if over:
                 await self.core.withdraw(id)
 
-    async def _note(self, id: str, event: Progress | Queued, before: int) -> bool:
+    async def _note(self, id: str, event: Begun | Progress | Queued, before: int) -> bool:
         """Whether the job is still wanted here. A database that is away is no reason to stop."""
         try:
-            if isinstance(event, Progress):
-                return await self.rows.step(id, self.executor, before + event.step)
-            return await self.rows.waits(id, self.executor, event.position, event.eta)
+            if isinstance(event, Queued):
+                return await self.rows.waits(id, self.executor, event.position, event.eta)
+            step = event.step if isinstance(event, Progress) else 0
+            return await self.rows.step(id, self.executor, event.stage, before + step)
         except Unavailable:
             return True
 
@@ -561,6 +566,23 @@ async def _insist(call: Callable[[], Awaitable[T]]) -> T:
         except Unavailable as error:
             logger.warning("%s", error)
         await asyncio.sleep(RETRY_SECONDS)
+
+
+@contextmanager
+def _traced(job: Job, stage: str, taken_over: bool) -> Iterator[None]:
+    """What is done inside is part of the request that made the job, whichever gateway does it."""
+    TRACE_PARENT.set(job.trace or "")
+    span = tracing.start(f"job {stage}", taken_over=taken_over)
+    TRACE_PARENT.set(tracing.header(span))
+    try:
+        yield
+    except _Unwanted:
+        raise
+    except Exception as error:
+        tracing.failed(span, error)
+        raise
+    finally:
+        span.end()
 
 
 def _telling(id: str) -> str:

@@ -380,6 +380,7 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "step": job.done,
         "total_steps": job.total,
         "queue_position": job.position,
+        "stage": job.stage,
         "eta": left and round(left, 1),
         "created_at": int(job.created_at),
         "completed_at": None if job.completed_at is None else int(job.completed_at),
@@ -402,12 +403,17 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
 async def _changes(engine: JobEngine, id: str, owner: str, last: int) -> AsyncGenerator[str, None]:
     """The events of a job after the one with the id `last`."""
     before: Job | None = None
+    came_back = last >= 0
     with suppress(NotFound, Unavailable):  # deleted meanwhile; or the reader comes back by itself
         async for job in engine.watch(id, owner):
             number = event_id(job)
+            known = before.stage if before else job.stage if came_back else None
+            begun = job.stage is not None and job.stage != known
+            if begun:
+                yield sse("started", video(job, engine.core))
             if number > last:
                 yield sse(job.status, video(job, engine.core), number)
-            elif before and before.position != job.position and number == last:
+            elif before and before.position != job.position and number == last and not begun:
                 yield sse(job.status, video(job, engine.core))
             before, last = job, max(last, number)
 

@@ -20,6 +20,7 @@ from service.errors import to_dict
 from service.generation import Generation
 from service.images import to_png
 from service.jobs import JobEngine
+from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.router import Router
 from service.schemas import GenerateRequest
 from service.settings import Settings
@@ -33,6 +34,7 @@ def runner(stage: str, log: Path, step_seconds: float):
     async def run(job):
         yield {"event": "queued", "position": 0, "eta": None}
         note(f"{stage} {job.seed}")
+        note(f"{stage} {job.seed} of {REQUEST_ID.get()} in {TRACE_PARENT.get()}")
         options = runners.to_clip_request(job).options
         total = options.first_frame_steps if stage == "first_frame" else options.steps
         for step in range(1, total + 1):
@@ -74,6 +76,7 @@ async def main(settings: Settings, log: Path, steps: dict[str, float], addresses
         try:
             if do == "create":
                 key, webhook = command.pop("key", None), command.pop("webhook", None)
+                TRACE_PARENT.set(command.pop("trace", ""))
                 whole = {"prompt": "a horse", "category": "horse", "style": "cartoon", "steps": 4} | command
                 answer = await engine.create(GenerateRequest(**whole), idempotency_key=key, webhook=webhook)
             else:

@@ -39,18 +39,20 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., category: _Optional[str] = ..., style: _Optional[str] = ..., seed: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., frames: _Optional[int] = ..., fps: _Optional[int] = ..., negative_prompt: _Optional[str] = ..., first_frame: _Optional[bytes] = ..., format: _Optional[str] = ..., priority: _Optional[str] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
-    __slots__ = ("accepted", "queued", "progress", "clip", "chunk")
+    __slots__ = ("accepted", "queued", "progress", "clip", "chunk", "started")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     CLIP_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
     accepted: Accepted
     queued: Queued
     progress: Progress
     clip: Clip
     chunk: bytes
-    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., queued: _Optional[_Union[Queued, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    started: Started
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., queued: _Optional[_Union[Queued, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., chunk: _Optional[bytes] = ..., started: _Optional[_Union[Started, _Mapping]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("model", "seed", "warnings", "prompt_verdict")
@@ -81,6 +83,12 @@ class Queued(_message.Message):
     position: int
     eta_seconds: float
     def __init__(self, stage: _Optional[str] = ..., position: _Optional[int] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("stage",)
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    def __init__(self, stage: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "step", "total")
@@ -183,7 +191,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., has_more: _Optional[bool] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "status", "progress", "request", "created_at", "completed_at", "expires_at", "error", "clip", "remixed_from", "warnings", "prompt_verdict")
+    __slots__ = ("id", "status", "progress", "request", "created_at", "completed_at", "expires_at", "error", "clip", "remixed_from", "warnings", "prompt_verdict", "stage")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[Job.Status]
@@ -208,6 +216,7 @@ class Job(_message.Message):
     REMIXED_FROM_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_VERDICT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     id: str
     status: Job.Status
     progress: int
@@ -220,7 +229,8 @@ class Job(_message.Message):
     remixed_from: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
     prompt_verdict: Verdict
-    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[Job.Status, str]] = ..., progress: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., remixed_from: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., prompt_verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
+    stage: str
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[Job.Status, str]] = ..., progress: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ..., remixed_from: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., prompt_verdict: _Optional[_Union[Verdict, _Mapping]] = ..., stage: _Optional[str] = ...) -> None: ...
 
 class JobError(_message.Message):
     __slots__ = ("code", "message", "field")

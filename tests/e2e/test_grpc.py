@@ -62,14 +62,14 @@ def test_progress_then_the_clip(server, stub):
     events = list(call)
     kinds = [event.WhichOneof("event") for event in events]
     assert events[1].queued.position >= 0
-    first_frame = ["queued", *["progress"] * 3]
-    assert kinds[:8] == ["accepted", *first_frame, "queued", "progress", "progress"]
-    assert kinds[8] == "clip"
-    assert set(kinds[9:]) == {"chunk"}
+    first_frame = ["queued", "started", *["progress"] * 3]
+    assert kinds[:10] == ["accepted", *first_frame, "queued", "started", "progress", "progress"]
+    assert kinds[10] == "clip"
+    assert set(kinds[11:]) == {"chunk"}
     assert (events[0].accepted.model, events[0].accepted.seed) == (DEFAULT_MODEL, 5)
-    steps = [(event.progress.stage, event.progress.step, event.progress.total) for event in events[2:5]]
+    steps = [(event.progress.stage, event.progress.step, event.progress.total) for event in events[3:6]]
     assert steps == [("first_frame", step, 3) for step in (1, 2, 3)]
-    clip, data = events[8].clip, b"".join(event.chunk for event in events[9:])
+    clip, data = events[10].clip, b"".join(event.chunk for event in events[11:])
     assert (clip.media_type, clip.size, clip.seed) == ("video/mp4", len(data), 5)
     assert set(clip.seconds) == {"queue", "first_frame", "video", "encode"}
     assert set(clip.backends) == {"first_frame", "video"}

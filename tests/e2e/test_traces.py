@@ -99,6 +99,22 @@ def test_a_call_over_grpc_is_one_tree(server, spans):
     check_tree(spans(trace, 11), "huvidpo.v1.VideoGeneration/Generate")
 
 
+def test_a_job_is_one_tree_with_the_request_that_made_it(server, spans):
+    trace = secrets.token_hex(16)
+    body = {"prompt": "x", "category": "horse", "num_inference_steps": 2}
+    headers = {"traceparent": f"00-{trace}-{CALLER}-01"}
+    id = server.client.post("/v1/videos", json=body, headers=headers).json()["id"]
+    deadline = time.monotonic() + 120
+    while server.client.get(f"/v1/videos/{id}").json()["status"] != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = spans(trace, 13)
+    check_tree(found, "POST /v1/")
+    names = {span.span_id: span.name for _, span in found}
+    parents = {names[span.parent_span_id] for _, span in found if span.name.startswith("hop to")}
+    assert parents == {"job first_frame", "job video"}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "status", "name"),
     [

@@ -195,7 +195,7 @@ def test_events(server, client, done):
     assert numbers == sorted(set(numbers))
     assert (events[-1]["event"], numbers[-1]) == ("completed", 20 + 3 + 2)
     assert {"in_progress", "completed"} <= {event["event"] for event in events} <= {
-        "queued", "in_progress", "completed",
+        "queued", "in_progress", "started", "completed",
     }  # fmt: skip
     assert json.loads(events[-1]["data"]) == server.client.get(f"/v1/videos/{id}").json()
     assert [event["id"] for event in _events(server, id, str(numbers[-2]))] == [str(numbers[-1])]

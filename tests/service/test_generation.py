@@ -21,7 +21,7 @@ from service import hop, runners
 from service.batching import Batcher, OnStep
 from service.errors import QueueFull, TimedOut, Unavailable, to_dict
 from service.events import _accepted, sse
-from service.generation import Finished, Generation, Progress, Queued, Started
+from service.generation import Begun, Drawn, Finished, Generation, Progress, Queued, Started
 from service.grpc_server import messages_of
 from service.http import _clip_response
 from service.images import to_png
@@ -143,6 +143,8 @@ def test_events_of_a_request(rig):
     assert started.request.seed == 7
     stages = [event.stage for event in progress if isinstance(event, Progress)]
     assert stages == ["first_frame"] * 20 + ["video"] * 2
+    kinds = [type(event) for event in progress]
+    assert kinds == [Queued, Begun, *[Progress] * 20, Drawn, Queued, Begun, Progress, Progress]
     assert isinstance(finished, Finished)
     assert finished.seed == 7
     assert finished.media_type == "video/mp4"
@@ -152,6 +154,28 @@ def test_events_of_a_request(rig):
     frames, fps = decode(finished.data)
     assert frames.shape == (16, 64, 64, 3)
     assert fps == 8
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stage_only_goes_forward(rig, begun):
+    """A batch that failed is begun again, one after the other; earlier runners do not say "started"."""
+    again = [("started", 0), ("step", 1), ("step", 2)]
+    said = [*again, *again, ("step", 3)] if begun else [("step", 1), ("step", 2), ("step", 3)]
+
+    async def runner(job):
+        yield {"event": "accepted", "position": 0, "eta": None}
+        for event, step in said:
+            yield {"event": event, "step": step, "total": 3}
+        told = {"queued": 0.0, "seconds": 0.0, "encode": 0.0, "backend": "none"}
+        yield {"event": "done", "data": b"png"} | told
+
+    async def main():
+        plan = rig.core.plan(GenerateRequest(prompt="a horse", category="horse"))
+        rig.core.first_frame = runner
+        return [event async for event in rig.core.draw(plan)]
+
+    steps = [Progress("first_frame", step, 3) for step in (1, 2, 3)]
+    assert asyncio.run(main())[1:] == [Begun("first_frame"), *steps, Drawn(b"png")]
 
 
 def test_waiting_is_told_with_the_seconds_to_expect(rig):

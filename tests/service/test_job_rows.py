@@ -29,8 +29,14 @@ def test_a_table_of_an_older_version_gets_its_columns(tmp_path):
         job = await rows.get("video_1")
         assert (job.position, job.total, job.warnings) == (2, 5, None)
         assert job.expected_at - job.started_at < 60
-        assert await rows.step("video_1", "me", 1)
+        assert await rows.step("video_1", "me", "first_frame", 1)
         assert (await rows.get("video_1")).position is None
+        await rows.step("video_1", "me", "first_frame", 3)
+        await rows.step("video_1", "me", "first_frame", 2)  # done again after a takeover
+        job = await rows.get("video_1")
+        assert (job.stage, job.done) == ("first_frame", 3)
+        await rows.waits("video_1", "me", 0, None)
+        assert (await rows.get("video_1")).stage is None
         rows.close()
 
     asyncio.run(make())

@@ -70,8 +70,9 @@ def test_a_job_from_queue_to_clip(start):
 
 
 def test_killed_in_the_second_stage_it_goes_on_after_a_restart(start):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     engine = start(steps={"video": 0.5}).ready()
-    id = engine.do("create", seed=7)["id"]
+    id = engine.do("create", seed=7, trace=trace)["id"]
     engine.wait(id, lambda job: job["done"] >= 21)
     engine.kill()
     again = start().ready()
@@ -79,6 +80,7 @@ def test_killed_in_the_second_stage_it_goes_on_after_a_restart(start):
     assert job["status"] == "completed"
     lines = again.lines()
     assert (lines["first_frame 7"], lines["video 7"]) == (1, 2)  # the frame is not drawn again
+    assert lines[f"video 7 of {id} in {trace}"] == 2  # both in the trace of the request
     again.stop()
 
 
