@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from huvidpo.errors import Cancelled, InvalidRequest
 from service import metrics, tracing
 from service.errors import INTERNAL, QueueFull, Unavailable, row_of
-from service.order import PAUSED_SHARE, SHORT_SHARE, Order, Started, Terms, gives_way
+from service.order import Order, Started, Terms, can_wait, gives_way
 from service.pace import Pace, Work
 from service.request_id import REQUEST_ID, TRACE_PARENT
 from service.turns import PATIENCE_SECONDS, POLL_SECONDS, Turns
@@ -325,23 +325,25 @@ class Batcher(Generic[J, R]):
 
     def _places(self) -> dict[_Entry[J, R], Queued]:
         """Where each waiting entry stands. Those before it are taken to run in batches that pay."""
-        known = self._pace.knows_anything
-        ahead, places = 0.0, dict[_Entry[J, R], Queued]()
-        arranged = self._arranged()
-        between = [entry for entry in arranged if self._goes_between([entry])]
-        begun = sum(running.size for running in self._running)
-        for entry in between + [entry for entry in arranged if entry not in between]:
-            position = len(places)
-            if entry not in between:
-                position += begun
-            if len(places) == len(between):
-                ahead += self._remaining()
-            eta = (
-                ahead + self._pace.turn + self._pace.seconds(entry.work, 1) if entry.work and known else None
-            )
-            places[entry] = Queued(position, eta)
-            ahead += entry.seconds
+        goes_between = self._goes_between()
+        between, after = list[_Entry[J, R]](), list[_Entry[J, R]]()
+        for entry in self._arranged():
+            (between if goes_between([entry]) else after).append(entry)
+        position, ahead, places = 0, 0.0, {}
+        for entries, begun, remaining in (
+            (between, 0, 0.0),
+            (after, sum(running.size for running in self._running), self._remaining()),
+        ):
+            position, ahead = position + begun, ahead + remaining
+            for entry in entries:
+                places[entry] = Queued(position, self._eta(entry, ahead))
+                position, ahead = position + 1, ahead + entry.seconds
         return places
+
+    def _eta(self, entry: _Entry[J, R], ahead: float) -> float | None:
+        if entry.work is None or not self._pace.knows_anything:
+            return None
+        return ahead + self._pace.turn + self._pace.seconds(entry.work, 1)
 
     def _tell_places(self) -> None:
         for entry, place in self._places().items():
@@ -355,16 +357,23 @@ class Batcher(Generic[J, R]):
             return 0.0
         return sum(self._pace.seconds(begun.work, begun.size, begun.done) for begun in self._running)
 
-    def _goes_between(self, batch: Sequence[_Entry[J, R]]) -> bool:
-        """Whether the batch on the device should wait for this one."""
+    def _goes_between(self) -> Callable[[Sequence[_Entry[J, R]]], bool]:
+        """What tells whether the batch on the device should wait for another one."""
         if not (self._running and self._model.result().can_pause):
-            return False
-        now, known = self._running[-1], self._pace.shapes
-        if now.work.shape not in known or not all(one.work and one.work.shape in known for one in batch):
-            return False
-        whole = self._pace.seconds(now.work, now.size)
-        left = self._pace.seconds(now.work, now.size, now.done)
-        return gives_way(now, whole, left, batch, time.monotonic())
+            return lambda batch: False
+        now, known, moment = self._running[-1], self._pace.shapes, time.monotonic()
+        if now.work.shape not in known:
+            return lambda batch: False
+        whole, left = self._whole_and_left(now)
+        return lambda batch: (
+            all(entry.work and entry.work.shape in known for entry in batch)
+            and gives_way(now, whole, left, batch, moment)
+        )
+
+    def _whole_and_left(self, running: _Running) -> tuple[float, float]:
+        """Seconds that the batch takes, and those of them that are left."""
+        whole = self._pace.seconds(running.work, running.size)
+        return whole, self._pace.seconds(running.work, running.size, running.done)
 
     def _retry_after(self) -> int:
         """Seconds until a batch leaves the full queue; not the same for all, who would come back at once."""
@@ -519,9 +528,9 @@ class Batcher(Generic[J, R]):
             started = time.monotonic()
             self._lend_cores(now)
             with self._wake:
-                fit = [entry for entry in self._waiting_in_order() if self._goes_between([entry])]
-                batch = self._choose(model, fit)
-                while batch and not self._goes_between(batch):
+                goes_between = self._goes_between()
+                batch = self._choose(model, [one for one in self._waiting_in_order() if goes_between([one])])
+                while batch and not goes_between(batch):
                     batch.pop()
                 if batch:
                     self._begin(batch)
@@ -537,10 +546,8 @@ class Batcher(Generic[J, R]):
         with self._wake:
             if self._turns is None or self._turns.leads or now.work.shape not in self._pace.shapes:
                 return
-            whole = self._pace.seconds(now.work, now.size)
-            left = self._pace.seconds(now.work, now.size, now.done)
-            lent, follows = statistics.median(self._lent), statistics.median(self._took)
-            if lent + follows > SHORT_SHARE * left or now.paused + lent + follows > PAUSED_SHARE * whole:
+            needs = statistics.median(self._lent) + statistics.median(self._took)
+            if not can_wait(now, *self._whole_and_left(now), needs):
                 return
             self._turns.wish(True)
             self._turns.end()
@@ -605,16 +612,16 @@ class Batcher(Generic[J, R]):
                     effort = computing if model.on_cpu else seconds
                     self._pace.learn_step(now.work.shape, len(running), seconds, effort)
                     metrics.STEP_SECONDS.labels(self.stage).observe(seconds)
-            for entry in running:
-                entry.send(Step(step, total))
-            if model.can_pause and step < total and not all(entry.left for entry in running):
-                self._pause(model, now)
-                last = _clocks()
             keep = [not (entry.left or self._closed) for entry in running]
             for entry in running:
                 if entry.left:
                     metrics.CANCEL_SECONDS.labels(self.stage).observe(time.monotonic() - entry.left_at)
             running[:] = [entry for entry, kept in zip(running, keep, strict=True) if kept]
+            for entry in running:
+                entry.send(Step(step, total))
+            if model.can_pause and step < total and running:
+                self._pause(model, now)
+                last = _clocks()
             return keep
 
         metrics.BATCH_SIZE.labels(self.stage).observe(len(batch))

@@ -29,7 +29,7 @@ class BadFields(InvalidRequest):
 
 
 class ContentRefused(InvalidRequest):
-    """What the operator makes no clips of: their lists of terms, or their check of frames, say so."""
+    """What the operator makes no clips of, by their lists of terms."""
 
 
 class TooLarge(HuViDPOError):

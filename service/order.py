@@ -105,15 +105,18 @@ class Started:
     paused: float = 0.0  # seconds it has waited for others since it began
 
 
-def gives_way(started: Started, seconds: float, left: float, batch: Sequence[Waits], now: float) -> bool:
-    """Whether a batch that takes `seconds`, of which `left` are left, should wait until another one has run:
-    that is much shorter than what is left, of no lower priority, makes nobody late, and the first has not yet
-    waited for as long as it takes.
+def can_wait(started: Started, seconds: float, left: float, needs: float) -> bool:
+    """Whether a batch that takes `seconds`, of which `left` are left, may wait for what needs as many: much
+    less than what is left, and in all it does not wait longer than it takes.
     """
+    return needs <= SHORT_SHARE * left and started.paused + needs <= PAUSED_SHARE * seconds
+
+
+def gives_way(started: Started, seconds: float, left: float, batch: Sequence[Waits], now: float) -> bool:
+    """Whether it should wait until `batch` has run, which is of no lower priority and makes nobody late."""
     needs, end = sum(one.seconds for one in batch), now + left
     return (
-        needs <= SHORT_SHARE * left
-        and started.paused + needs <= PAUSED_SHARE * seconds
+        can_wait(started, seconds, left, needs)
         and max(_rank(one, now) for one in batch) <= min(_rank(one, now) for one in started.batch)
         and not any(end <= one.terms.deadline < end + needs for one in started.batch)
     )

@@ -118,9 +118,8 @@ class Watch:
         self._told[name] = publish(name, file, sha256)
         metrics.RELOADS.labels("taken").inc()
         logger.info("%s runs on new weights from the next batch on: %s", name, sha256)
-        while any(
-            one is old for one in model.running
-        ):  # which holds the earlier weights: there is room for two of a kind only
+        # which holds the earlier weights: there is room for two of a kind only
+        while any(one is old for one in model.running):
             time.sleep(0.05)
 
 

@@ -121,7 +121,7 @@ class OpenVINO:
         self.usual, self.threads = tuple((1, *shape[1:]) for shape in usual), torch.get_num_threads()
         self.networks: OrderedDict[Key, Lines] = OrderedDict()
         self._table, self._compiling = Lock(), Lock()  # one thread may warm up while another runs
-        self._beside: set[Key] = set()  # what is being compiled while the other number of streams serves
+        self._beside: set[Key] = set()  # compiled, or not to be, while the other number of streams serves
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         arrays = [x.float().contiguous().numpy() for x in inputs]
@@ -163,7 +163,9 @@ class OpenVINO:
     def _compile_beside(self, key: Key) -> None:
         try:
             self._compiled(key)
-        finally:
+        except EngineError as error:  # the other number of streams goes on; it is not tried again
+            logger.warning("lines go on one after the other: %s", error)
+        else:
             self._beside.discard(key)
 
     def _compiled(self, key: Key) -> Lines:

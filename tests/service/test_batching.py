@@ -565,17 +565,34 @@ async def watched(batcher, job, log):
     return event.result
 
 
+async def long_then_short(batcher, model, log, after):
+    """Their tasks: the long one has taken `after` steps, the short one could run."""
+    long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
+    model.allow(after)
+    await until(lambda: ("long", after) in log)
+    short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
+    await until(lambda: ("a", Queued) in log)
+    await prepared(batcher)
+    return long, short
+
+
+def short_ones_fail(model):
+    run = model.run
+
+    def failing(items, on_step):
+        if items[0][0] == "a":
+            raise MemoryError("no room")
+        return run(items, on_step)
+
+    model.run = failing
+
+
 def test_a_long_batch_waits_between_two_steps_for_a_short_one(model):
     batcher, log = pausing(model), []
 
     async def main():
-        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
-        model.allow(1)
-        await until(lambda: ("long", 1) in log)
+        long, short = await long_then_short(batcher, model, log, after=1)
         # it takes three seconds, nine are left: so it is the next to run
-        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
-        await until(lambda: ("a", Queued) in log)
-        await prepared(batcher)
         model.allow(2)
         await until(lambda: ("a", 1) in log)
         assert batcher.describe()["running"] == 2
@@ -596,12 +613,7 @@ def test_a_batch_that_is_nearly_done_is_not_paused(model):
     batcher, log = pausing(model), []
 
     async def main():
-        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
-        model.allow(5)
-        await until(lambda: ("long", 5) in log)
-        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
-        await until(lambda: ("a", Queued) in log)
-        await prepared(batcher)
+        long, short = await long_then_short(batcher, model, log, after=5)
         model.allow()
         await asyncio.gather(long, short)
 
@@ -612,22 +624,10 @@ def test_a_batch_that_is_nearly_done_is_not_paused(model):
 
 def test_what_fails_between_two_steps_harms_nobody_but_itself(model):
     batcher, log = pausing(model), []
-    run = model.run
-
-    def failing(items, on_step):
-        if items[0][0] == "a":
-            raise MemoryError("no room")
-        return run(items, on_step)
-
-    model.run = failing
+    short_ones_fail(model)
 
     async def main():
-        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
-        model.allow(1)
-        await until(lambda: ("long", 1) in log)
-        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
-        await until(lambda: ("a", Queued) in log)
-        await prepared(batcher)
+        long, short = await long_then_short(batcher, model, log, after=1)
         model.allow()
         with pytest.raises(MemoryError):
             await short
@@ -642,22 +642,10 @@ def test_a_runner_that_breaks_between_two_steps_answers_everybody(model, monkeyp
     monkeypatch.setattr("service.batching.MAX_FAILURES", 1)
     reasons, log = [], []
     batcher = pausing(model, on_broken=reasons.append)
-    run = model.run
-
-    def failing(items, on_step):
-        if items[0][0] == "a":
-            raise MemoryError("no room")
-        return run(items, on_step)
-
-    model.run = failing
+    short_ones_fail(model)
 
     async def main():
-        long = asyncio.ensure_future(watched(batcher, ("long", 1), log))
-        model.allow(1)
-        await until(lambda: ("long", 1) in log)
-        short = asyncio.ensure_future(watched(batcher, ("a", 2), log))
-        await until(lambda: ("a", Queued) in log)
-        await prepared(batcher)
+        long, short = await long_then_short(batcher, model, log, after=1)
         model.allow()
         return await asyncio.gather(long, short, return_exceptions=True)
 
