@@ -39,6 +39,7 @@ import psycopg
 
 from benchmarks import common
 from benchmarks.common import ROOT, record
+from benchmarks.painted_runner import notes_of
 from benchmarks.service_overhead import free_port
 from deploy.rehearsal.cluster import Postgres
 
@@ -121,6 +122,7 @@ class Watch(Thread):
         self.executors: set[str] = set()  # all that ever had a lease
         self.stored: dict[tuple[str, str], float] = {}  # job, stage -> when its file was there
         self._url, self._clips, self._painted = database_url, clips, painted.open()
+        self._begun_line = ""
 
     def run(self) -> None:
         while True:
@@ -133,8 +135,8 @@ class Watch(Thread):
             time.sleep(LOOK_SECONDS)
 
     def _look_at_notes(self) -> None:
-        for line in self._painted.readlines():
-            one = json.loads(line)
+        notes, self._begun_line = notes_of(self._begun_line + self._painted.read())
+        for one in notes:
             self.noted.setdefault((one["seed"], one["stage"], one["what"]), []).append(one["at"])
 
     def _look_at_files(self) -> None:

@@ -90,6 +90,12 @@ class Painter:
             os.write(self._log, json.dumps(line).encode() + b"\n")
 
 
+def notes_of(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The lines of a log, and the begin of one that is still being written."""
+    whole, _, begun = text.rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()], begun
+
+
 def main(stage: str, port: str, step: str, log: str) -> None:
     encode = runners.encode_frame if stage == "first_frame" else runners.encode_clip
     batcher: Batcher[RunnerJob, Any] = Batcher(

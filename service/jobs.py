@@ -471,8 +471,7 @@ class JobEngine:
         while True:
             try:
                 await self._sweep()
-                if time.monotonic() >= self._trust_leases_at:
-                    await self._take_over()
+                await self._take_over()
             except Unavailable as error:
                 logger.warning("%s", error)
             except Exception:
@@ -542,8 +541,10 @@ class JobEngine:
         """Hands the running jobs of executors without a lease back to the queue."""
         pending = await DBOS.list_workflows_async(status="PENDING", load_input=False, load_output=False)
         leases = await self.rows.leases()
+        if time.monotonic() < self._trust_leases_at:  # asked last: DBOS waits for a database that is away
+            return
         holders = {one.executor_id for one in pending if one.executor_id}
-        dead = [executor for executor in holders if not leases.get(executor)]
+        dead = [one for one in holders if one != self.executor and not leases.get(one)]
         if dead:
             logger.warning("gateways %s are gone, their jobs go on", ", ".join(dead))
             await asyncio.to_thread(recover, dead)

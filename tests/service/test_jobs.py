@@ -1,7 +1,6 @@
 """Jobs through restarts, kills and takeovers: real processes, real databases, toy stages."""
 
 import base64
-import json
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +18,7 @@ from jobs_engine import Engine
 from moto_server import S3
 from ports import free_port
 
+from benchmarks.painted_runner import notes_of
 from deploy.rehearsal.cluster import Postgres
 from huvidpo.video import decode
 from service.images import to_png
@@ -197,8 +197,8 @@ def test_two_gateways_and_kills_lose_and_double_nothing(start, painted, database
     runners, log = painted
 
     def noted(what: str, stage: str, seed: int) -> int:
-        lines = map(json.loads, log.read_text().splitlines() if log.exists() else ())
-        return sum((line["what"], line["stage"], line["seed"]) == (what, stage, seed) for line in lines)
+        notes, _ = notes_of(log.read_text() if log.exists() else "")
+        return sum((note["what"], note["stage"], note["seed"]) == (what, stage, seed) for note in notes)
 
     engines = [start(url, runners=runners).ready(), start(url, runners=runners).ready()]
     ids = {}
