@@ -19,8 +19,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,26 @@ class Pair:
     """Above 0 where the candidate is better: points of the judge, or people's answers as 1, -1 and 0."""
     motion_candidate: float
     motion_against: float
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Margins of other measures, by which the candidate must not lose."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Where a family has a judge of its own: what it examines, in place of drawn first frames."""
+
+    requests: Sequence[ClipRequest]
+    first_frames: Sequence[np.ndarray]
+    judge: str
+    """Who judges, for the report."""
+    measure: Callable[[int, np.ndarray], Mapping[str, float]]
+    """Number of the request, its clip -> how good it is by each measure, more is better. The first measure
+    decides who wins, by the others the candidate must not lose.
+    """
+
+
+Examine = Callable[[Model, Category, int, int, Sequence[str]], Exam]
+"""(model, category, how many requests, their seed, prompts that were seen) -> the exam."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,8 @@ class Decision:
 
     win_rate: Estimate
     motion_ratio: Estimate
+    beside: dict[str, Estimate]
+    """Share of pairs that it wins by each other measure."""
     reasons: list[str]
 
     @property
@@ -101,7 +123,15 @@ def decide(pairs: Sequence[Pair]) -> Decision:
         )
     if ratio.mean < LEAST_MOTION:
         reasons.append(f"motion falls to {ratio.mean:.0%} of the old; at least {LEAST_MOTION:.0%} must stay")
-    return Decision(wins, ratio, reasons)
+    beside = {
+        name: win_rate([pair.beside[name] for pair in pairs], prompts=prompts) for name in pairs[0].beside
+    }
+    reasons += [
+        f"by {name} it wins {found.mean:.0%} of the pairs; at least half must be won"
+        for name, found in beside.items()
+        if found.mean < 0.5
+    ]
+    return Decision(wins, ratio, beside, reasons)
 
 
 # Clips
@@ -204,6 +234,28 @@ def judge_simulated(
     return pairs
 
 
+def judge_by_exam(exam: Exam, catalog: Catalog, clips: Mapping[str, Sequence[np.ndarray]]) -> list[Pair]:
+    """Pairs whose margins are the differences of what the exam measures."""
+    pairs = []
+    rows = zip(exam.requests, clips["candidate"], clips["against"], strict=True)
+    for i, (request, ours, theirs) in enumerate(tqdm(rows, "judge", len(exam.requests), unit="pair")):
+        new, old = exam.measure(i, ours), exam.measure(i, theirs)
+        margins = {name: new[name] - old[name] for name in new}
+        deciding = next(iter(margins))
+        pairs.append(
+            Pair(
+                request.prompt,
+                full_prompt(request, catalog),
+                request.seed,
+                margins.pop(deciding),
+                flow(ours).motion,
+                flow(theirs).motion,
+                margins,
+            )
+        )
+    return pairs
+
+
 def judge_by_people(
     folder: Path, entries: Sequence[tuple[ClipEntry, ClipEntry]], records: Sequence[Opinion]
 ) -> list[Pair]:
@@ -216,9 +268,9 @@ def judge_by_people(
         hashes = {entry.video: hash_file(folder / entry.video) for entry in (ours, theirs)}
         answers = [_margin(record, ours.video, hashes) for record in records if _is_about(record, hashes)]
         if answers:
-            motions = [flow(video.decode(folder / entry.video)[0]).motion for entry in (ours, theirs)]
+            new, old = (flow(video.decode(folder / entry.video)[0]).motion for entry in (ours, theirs))
             margin = float(np.mean(answers))
-            pairs.append(Pair(ours.prompt, ours.caption, ours.seed or 0, margin, *motions))
+            pairs.append(Pair(ours.prompt, ours.caption, ours.seed or 0, margin, new, old))
     if not pairs:
         raise EvaluationError(
             f"{folder / RATINGS_FILE} compares none of these clips: python -m service.rating --clips {folder}"
@@ -249,6 +301,7 @@ def report(decision: Decision, pairs: Sequence[Pair], facts: Mapping[str, Any]) 
         "reasons": decision.reasons,
         "win_rate": dataclasses.asdict(decision.win_rate),
         "motion_ratio": dataclasses.asdict(decision.motion_ratio),
+        "beside": {name: dataclasses.asdict(found) for name, found in decision.beside.items()},
         "motion_px_per_frame": {
             "candidate": float(np.mean([p.motion_candidate for p in pairs])),
             "against": float(np.mean([p.motion_against for p in pairs])),
@@ -267,6 +320,10 @@ def to_text(found: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: |",
         f"| wins of {found['pairs']} pairs, {found['prompts']} prompts | {wins['mean']:.1%} "
         f"| {wins['low']:.1%} to {wins['high']:.1%} | interval above 50 % |",
+        *(
+            f"| wins by {name} | {by['mean']:.1%} | {by['low']:.1%} to {by['high']:.1%} | 50 % or more |"
+            for name, by in found["beside"].items()
+        ),
         f"| motion, new by old | {ratio['mean']:.2f} | {ratio['low']:.2f} to {ratio['high']:.2f} "
         f"| {LEAST_MOTION} or more |",
         f"| motion, px/frame | {moved['candidate']:.2f} (old {moved['against']:.2f}) | | |",
@@ -285,12 +342,15 @@ def ship(candidate: Path, target: Path, found: Mapping[str, Any]) -> None:
     place(candidate, target, {**metrics_of(candidate), "promotion": dict(found)})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
-    return command.run("judging.promote", lambda: _main(args))
+def main(
+    arguments: list[str] | None = None, examine: Examine | None = None, name: str = "judging.promote"
+) -> int:
+    """The command; with `examine` it is that of a family that has a judge of its own."""
+    args = _parser(name).parse_args(arguments)
+    return command.run(name, lambda: _main(args, examine))
 
 
-def _main(args: argparse.Namespace) -> int:
+def _main(args: argparse.Namespace, examine: Examine | None) -> int:
     catalog = load_catalog()
     model, category = catalog.model(args.model), catalog.category(args.category)
     sampling = model.defaults.replace(steps=args.steps, first_frame_steps=args.steps)
@@ -313,6 +373,8 @@ def _main(args: argparse.Namespace) -> int:
         records = read_records(folder / RATINGS_FILE)
         pairs = judge_by_people(folder, read_pairs(folder, weights), records)
         judge_name = f"people ({len({r.rater for r in records if isinstance(r, Comparison)})})"
+    elif examine is not None:
+        pairs, judge_name = _examined(args, catalog, model, category, weights, folder, examine)
     else:
         pairs, judge_name = _simulated(args, catalog, model, category, weights, folder), SIMULATED
     decision = decide(pairs)
@@ -364,9 +426,31 @@ def _simulated(
     return judge_simulated(requests, catalog, clips, judge)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _examined(
+    args: argparse.Namespace,
+    catalog: Catalog,
+    model: Model,
+    category: Category,
+    weights: Mapping[str, Path],
+    folder: Path,
+    examine: Examine,
+) -> tuple[list[Pair], str]:
+    """Renders both sides as the exam asks, keeps the clips in `folder`; (pairs, who judged)."""
+    for given in ("prompts", "first_frames", "clip", "like"):
+        if getattr(args, given) is not None:
+            raise InvalidRequest(
+                f"{given}: the family's own judge examines scenes of its world; leave it out", given
+            )
+    seen = [entry.prompt for entry in read_clips(args.rated)] if args.rated else []
+    exam = examine(model, category, args.count, args.seed, seen)
+    clips = render_both(model, category, weights, exam.requests, exam.first_frames)
+    save_clips(folder, model, catalog, weights, exam.requests, clips)
+    return judge_by_exam(exam, catalog, clips), exam.judge
+
+
+def _parser(name: str = "judging.promote") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m judging.promote",
+        prog=f"python -m {name}",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,7 +4,8 @@
     python -m tiny.build --from video     # only the steps from `video` on
 
 Steps: world -> vae -> clip -> latents -> first_frame -> first_frame_preferences -> video (base) -> motion
-(per category) -> preferences (per category) -> evaluate.
+(per category) -> judge (of the world, with its calibration) -> preferences (per category; the judge is in
+their gate) -> evaluate.
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ def commands() -> dict[str, list[list[str]]]:
         "first_frame_preferences": [[*MODULE, "tiny.first_frame_preferences"]],
         "video": [[*MODULE, "tiny.video"]],
         "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
+        "judge": [[*MODULE, f"tiny.judge{part}"] for part in ("", ".calibrate", ".attack")],
         "preferences": [[*MODULE, "tiny.preferences"]],
-        "evaluate": [[*MODULE, "tiny.evaluate"]],
+        "evaluate": [
+            [*MODULE, "tiny.evaluate"],
+            [*MODULE, "tiny.judge.table", "--stage1", str(STAGE1), "--steps", "4", "6", "8", "12"],
+        ],
     }
 
 

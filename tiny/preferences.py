@@ -94,7 +94,7 @@ def take_through(category: str) -> bool:
 def promote(category: str) -> bool:
     """Ship the merged weights if the gate accepts them, else the stage-1 weights."""
     folder, stage1 = LOOPS / category, STAGE1 / f"{category}.safetensors"
-    command = ["judging.promote", "--model", "tiny", "--category", category, "--accept"]
+    command = ["tiny.promote", "--model", "tiny", "--category", category, "--accept"]
     command += ["--candidate", str(folder / "merged.safetensors"), "--against", str(stage1)]
     command += ["--rated", str(folder / "candidates")]
     run([*command, "--run", str(folder / "gate")], category, allowed=(0, REFUSED))

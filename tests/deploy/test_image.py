@@ -69,6 +69,14 @@ def test_the_service_ships_what_the_bento_ships():
     assert copied == {name.split("/")[0] for name in include if "/" in name.lstrip("/")}
 
 
+def test_neither_ships_what_serving_does_not_read():
+    """The judge of the gate, and weights that were replaced."""
+    excluded = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["exclude"]
+    assert "models/*/judge/" in excluded
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {name.rstrip("/") for name in excluded} <= set(ignored)
+
+
 def test_the_ignore_file_lets_through_what_is_copied():
     let = (ROOT / ".dockerignore").read_text()
     for line in re.findall(r"^COPY (?!--from)(.*)", DOCKERFILE, re.M):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_the_gate_wants_wins_beyond_chance_and_motion():
     assert reason == "motion falls to 85% of the old; at least 90% must stay"
     assert decide(pairs([1] * 20, 0.91)).accepted
     assert len(decide(pairs([0] * 20, 0.0)).reasons) == 2  # identical clips win half
+
+
+def test_the_gate_wants_no_loss_by_other_measures():
+    """Every pair won by the judge, and by the truth one half of them, or less."""
+    won = pairs([1] * 20)
+    even = [dataclasses.replace(p, beside={"truth": (-1.0) ** i}) for i, p in enumerate(won)]
+    assert decide(even).accepted
+    assert decide(even).beside["truth"].mean == 0.5
+    (reason,) = decide(
+        [dataclasses.replace(p, beside={"truth": -1.0 if i < 11 else 1}) for i, p in enumerate(won)]
+    ).reasons
+    assert reason == "by truth it wins 45% of the pairs; at least half must be won"
 
 
 def test_many_seeds_of_few_prompts_are_no_proof():

@@ -1,6 +1,6 @@
 """What the judge says of a clip, from its pixels and what the request told; the truth is not at hand.
 
-Five errors, each small for what the world would have shown (formulas: docs/metrics.md):
+Five errors, each small for what the world would have shown (docs/judge.md):
 
     labels    later frames do not show what the request names
     subject   the subject is not where the first frame implies that it goes
