@@ -134,9 +134,11 @@ class _Runner:
     def _start(self, stage: str, load: Any, encode: Any) -> None:
         from service.batching import Batcher
         from service.desk import Desk
+        from service.frame_check import load as load_check
         from service.runners import end_process, stream
         from service.turns import Turns
 
+        check = load_check(SETTINGS)
         self.batcher: Batcher[RunnerJob, Any] = Batcher(
             stage,
             partial(load, SETTINGS),
@@ -145,7 +147,7 @@ class _Runner:
             turns=Turns(leads=stage == "first_frame"),
             on_broken=end_process,
         )
-        self.desk = Desk(lambda job: stream(self.batcher, job, encode))
+        self.desk = Desk(lambda job: stream(self.batcher, job, encode, check))
 
     def describe(self) -> dict[str, Any]:
         """As JSON: what this runner is, what it takes, how much waits in it; see Batcher.describe."""

@@ -29,7 +29,11 @@ class BadFields(InvalidRequest):
 
 
 class ContentRefused(InvalidRequest):
-    """What the operator makes no clips of, by their lists of terms."""
+    """What the operator makes no clips of, by their lists of terms or their check of frames."""
+
+
+class FrameCheckFailed(HuViDPOError):
+    """The operator's check of frames could not tell whether a clip may be given out."""
 
 
 class TooLarge(HuViDPOError):
@@ -90,6 +94,7 @@ class Row:
 
 # Most special first: the first row whose class fits wins.
 TABLE = (
+    Row(FrameCheckFailed, 500, "INTERNAL", "frame_check_failed"),
     Row(MalformedBody, 400, "INVALID_ARGUMENT", "malformed_body"),
     Row(ContentRefused, 400, "INVALID_ARGUMENT", "content_policy_violation"),  # OpenAI's status and code
     Row(InvalidRequest, 422, "INVALID_ARGUMENT", "invalid_request"),
@@ -109,7 +114,7 @@ INTERNAL = Row(Exception, 500, "INTERNAL", "internal")
 INTERNAL_MESSAGE = "something went wrong on our side; the request id finds it in the server's log"
 
 # Answers made by the web framework carry only a status; these are their codes.
-STATUS_CODES = {row.status: row.code for row in TABLE[3:]}
+STATUS_CODES = {row.status: row.code for row in TABLE[4:]}
 STATUS_CODES |= {405: "method_not_allowed", 503: "not_ready"}
 
 

@@ -7,7 +7,8 @@ queued    {"stage", "position", "eta"}      position: requests before it; eta: s
 started   {"stage"}                         the device works on it
 step      {"stage", "step", "total"}        step 1, 2, ... of the denoising steps of both stages
 preview   {"media_type", "data"}            the first frame in base64, where it was asked for
-done      {"media_type", "data", "seed", "model", "seconds", "backends"}      the clip in base64
+done      {"media_type", "data", "seed", "model", "seconds", "backends", "frames_verdict"}
+                                            the clip in base64; frames_verdict: {"action", "reason"}, or null
 error     {"error": {...}}                  instead of done, in the one JSON shape
 """
 
@@ -116,6 +117,7 @@ def _clip(clip: Finished) -> dict[str, Any]:
         "model": clip.model,
         "seconds": clip.seconds,
         "backends": clip.backends,
+        "frames_verdict": clip.frames_verdict,
     }
 
 

@@ -19,7 +19,7 @@ from huvidpo.errors import InvalidRequest
 from huvidpo.watermark import LEAST, fits
 from huvidpo.words import known_words, warnings_of
 from service import metrics
-from service.errors import QueueFull, TimedOut, Unavailable, from_dict, row_of
+from service.errors import FrameCheckFailed, QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
 from service.order import PRIORITIES, Priority
 from service.policy import Policy, Verdict
@@ -96,6 +96,7 @@ class Finished:
     weights: dict[str, str | None]
     warnings: tuple[str, ...] = ()  # see Plan
     verdict: Verdict | None = None  # see Plan
+    frames_verdict: dict[str, str] | None = None  # see Plan
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Plan:
     seconds: dict[str, float] = field(default_factory=lambda: {"queue": 0.0, "encode": 0.0})
     backends: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
+    frames_verdict: dict[str, str] | None = None  # on the clip; None: not there yet, or nobody looked
     id: str = field(default_factory=lambda: uuid4().hex)  # of its job in either runner
     detach: bool = False  # whether its job in a runner outlives this gateway for a while
     begun_elsewhere: bool = False  # whether another gateway may have brought it to a runner
@@ -286,6 +288,7 @@ class Generation:
             plan.weights,
             plan.warnings,
             plan.verdict,
+            plan.frames_verdict,
         )
 
     def admit(self, request: GenerateRequest, seconds: float | None = None) -> Plan:
@@ -382,6 +385,12 @@ class Generation:
                             metrics.ETA_RATIO.labels(stage).observe((loop.time() - accepted) / expected)
                         if job.watermark and not line.get("marked") and self.settings.watermark == "required":
                             raise Unavailable("the runner is of a release that cannot mark clips: update it")
+                        plan.frames_verdict = line.get("frames_verdict")
+                        if plan.frames_verdict is None and self.settings.checks_frames:
+                            raise FrameCheckFailed(
+                                f"the {stage} runner has not looked at what it made, so it is not given out: "
+                                "HUVIDPO_FRAME_CHECK has to be set there too"
+                            )
                         plan.seconds["queue"] += line["queued"]
                         plan.seconds[stage] = line["seconds"]
                         plan.seconds["encode"] += line["encode"]

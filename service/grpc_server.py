@@ -216,6 +216,7 @@ def messages_of(event: Event) -> Iterator[messages.GenerateEvent]:
             model=event.model,
             seconds=event.seconds,
             backends=event.backends,
+            frames_verdict=event.frames_verdict,
         )
         yield messages.GenerateEvent(clip=clip)
         yield from chunks(event.data)
@@ -248,6 +249,7 @@ def job_message(job: Job) -> messages.Job:
         )
     if job.status == "completed" and job.report:
         report = {name: job.report[name] for name in ("media_type", "model", "seconds", "backends")}
+        report["frames_verdict"] = job.report.get("frames_verdict")
         message.clip.CopyFrom(messages.Clip(size=job.report["bytes"], seed=job.request["seed"], **report))
     return message
 

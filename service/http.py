@@ -359,9 +359,16 @@ def _clip_response(clip: Finished) -> Response:
     }
     if weights := clip.weights.get("video"):
         headers["X-Weights"] = weights
-    if clip.warnings:  # headers are ASCII
-        headers["X-Warning"] = quote(" ".join(clip.warnings), safe=" ,:.'")
+    if clip.warnings:
+        headers["X-Warning"] = _ascii(" ".join(clip.warnings))
     if clip.verdict:
         told = clip.verdict.told()
         headers["X-Prompt-Verdict"] = " ".join((told["action"], *told["lists"]))
+    if clip.frames_verdict:
+        headers["X-Frames-Verdict"] = _ascii(" ".join(clip.frames_verdict.values()).strip())
     return Response(clip.data, media_type=clip.media_type, headers=headers)
+
+
+def _ascii(text: str) -> str:
+    """As headers may have it: the rest percent-encoded."""
+    return quote(text, safe=" ,:.'")

@@ -336,6 +336,7 @@ class JobEngine:
         key = f"{id}/clip.{plan.format}"
         await self._stored(id, lambda: self.store.put(key, clip.data))
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
+        report["frames_verdict"] = clip.frames_verdict
         report |= {"bytes": len(clip.data), "weights": _that_ran(weights, plan.weights["video"])}
         if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
             await self._clear_up(id)

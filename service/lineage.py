@@ -67,6 +67,7 @@ def of_job(job: "Job", clip: bytes | None) -> dict[str, Any]:
         "completed_at": None if job.completed_at is None else int(job.completed_at),
         "request": asked,
         "prompt_verdict": job.prompt_verdict,
+        "frames_verdict": report.get("frames_verdict"),
         "model": report.get("model"),
         "weights": report.get("weights"),
         "first_frame": "made" if job.total > asked["steps"] else "uploaded",

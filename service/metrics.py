@@ -38,7 +38,7 @@ REQUESTS = Counter(
 )
 POLICY = Counter(
     "huvidpo_policy_verdicts",
-    "What the operator's policy said; check: prompt, action: ok, tag or block, list: of terms.",
+    "What the operator's policy said; check: prompt or frames, action: ok, tag, block or failed.",
     ["check", "action", "list"],
 )
 GRPC_ANSWERS = Counter("huvidpo_grpc_answers", "gRPC calls answered.", ["method", "code"])

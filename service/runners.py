@@ -7,6 +7,7 @@
     {"event": "step", "step": 3, "total": 20}               after every denoising step
     {"event": "done", "queued": seconds, "seconds": seconds, "encode": seconds,
      "backend": what it ran on,
+     "frames_verdict": what the operator's check says, or null,
      "weights": SHA-256 of the category's, or null}         and with it the bytes of the PNG or clip
     {"event": "error", "code": ..., "message": ..., ...}    instead of done; see errors.py
 
@@ -36,6 +37,7 @@ from huvidpo.errors import CheckpointError
 from service import lineage, metrics, tracing
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
 from service.errors import INTERNAL, row_of, to_dict
+from service.frame_check import FrameCheck
 from service.hop import pack
 from service.images import from_png, to_png
 from service.order import Terms
@@ -345,9 +347,11 @@ def encode_clip(job: RunnerJob, frames: np.ndarray) -> bytes:
 
 
 async def stream(
-    batcher: Batcher[RunnerJob, np.ndarray], job: RunnerJob, encode: Encode
+    batcher: Batcher[RunnerJob, np.ndarray], job: RunnerJob, encode: Encode, check: FrameCheck | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The messages of one job. Encoding runs on another thread, so the device goes on with the next batch."""
+    """The messages of one job. To check what was made, where that is asked for, and to encode it is another
+    thread's work, so the device goes on with the next batch.
+    """
     name = "accepted"
     span = tracing.start(f"wait for {batcher.stage}")
     try:
@@ -368,7 +372,7 @@ async def stream(
                 else:
                     span.end()
                     span = tracing.start(f"encode {batcher.stage}")
-                    yield await _done(event, job, encode, batcher.backend)
+                    yield await _done(event, job, encode, check, batcher.backend)
     except Exception as error:
         tracing.failed(span, error)
         if row_of(error) is INTERNAL:
@@ -380,13 +384,16 @@ async def stream(
             span.end()
 
 
-async def _done(event: Done[np.ndarray], job: RunnerJob, encode: Encode, backend: str) -> bytes:
+async def _done(
+    event: Done[np.ndarray], job: RunnerJob, encode: Encode, check: FrameCheck | None, backend: str
+) -> bytes:
     started = time.monotonic()
+    verdict = await check.verdict(event.result) if check else None
     data = await asyncio.to_thread(encode, job, event.result)
     seconds = time.monotonic() - started
     times = {"queued": event.queued, "seconds": event.seconds, "encode": seconds}
     told = {"backend": backend, "weights": event.weights, "marked": job.watermark is not None}
-    return pack({"event": "done"} | told | times, data)
+    return pack({"event": "done", "frames_verdict": verdict} | told | times, data)
 
 
 def end_process(reason: str) -> None:

@@ -40,6 +40,9 @@ class Settings:
     allowed_hosts: str = ""  # names the gateway answers to beside private ones, by commas; *: any
     body_seconds: int = 60  # a request's body has to come within, 1..86400
     api_keys: str = ""  # file of the keys that may call, see keys.py; empty: nobody needs one
+    frame_check: str = ""  # module:function that looks at all that was made, see frame_check.py; empty: none
+    frame_check_action: str = "block"  # the most that it may do: off, tag or block
+    frame_check_seconds: int = 10  # it has to answer within, 1..3600
     policy_file: str = ""  # TOML file of what prompts may say, see policy.py; empty: anything
     data: str = "~/.local/share/huvidpo"  # folder of jobs and their clips
     database_url: str = ""  # postgresql://... of jobs that several gateways share; empty: SQLite in `data`
@@ -80,6 +83,11 @@ class Settings:
             raise ValueError(f"HUVIDPO_LOG_FORMAT: got {self.log_format!r}, allowed text or json")
         if self.watermark not in ("auto", "required", "off"):
             raise ValueError(f"HUVIDPO_WATERMARK: got {self.watermark!r}, allowed auto, required, off")
+        if self.frame_check and not _FUNCTION.fullmatch(self.frame_check):
+            raise ValueError(f"HUVIDPO_FRAME_CHECK: got {self.frame_check!r}, expected module:function")
+        if self.frame_check_action not in ("off", "tag", "block"):
+            got = f"got {self.frame_check_action!r}, allowed off, tag, block"
+            raise ValueError(f"HUVIDPO_FRAME_CHECK_ACTION: {got}")
         if self.c2pa_algorithm not in _ALGORITHMS:
             got = f"got {self.c2pa_algorithm!r}, allowed {', '.join(_ALGORITHMS)}"
             raise ValueError(f"HUVIDPO_C2PA_ALGORITHM: {got}")
@@ -93,6 +101,11 @@ class Settings:
                 "HUVIDPO_WEBHOOK_SECRET: expected whsec_ and the base64 of 24 bytes or more: "
                 'echo "whsec_$(head -c 32 /dev/urandom | base64)"'
             )
+
+    @property
+    def checks_frames(self) -> bool:
+        """Whether nothing is given out unless its frames were checked."""
+        return bool(self.frame_check) and self.frame_check_action == "block"
 
     def device_of(self, stage: str) -> str:
         """Of "first_frame" or "video"; empty: CUDA when present, else CPU."""
@@ -110,6 +123,7 @@ class Settings:
 
 
 _ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
 _STORE = re.compile(r"(s3|gs|az)://[^@?#/]+(/[^@?#]*)?|file:///[^?#]+")
 _SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,}={0,2}")
 _RANGES = {
@@ -123,6 +137,7 @@ _RANGES = {
     "max_body_mib": (1, 1024),
     "max_image_megapixels": (1, 200),
     "body_seconds": (1, 86_400),
+    "frame_check_seconds": (1, 3600),
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
     "grpc_port": (0, 65_535),

@@ -392,6 +392,7 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "error": error,
         "warnings": job.warnings or [],
         "prompt_verdict": job.prompt_verdict,
+        "frames_verdict": (job.report or {}).get("frames_verdict"),
     } | {name: asked[name] for name in ("category", "style", "seed", "negative_prompt", "format")} | {
         "num_frames": asked["frames"],
         "fps": asked["fps"],

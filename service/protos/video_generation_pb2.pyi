@@ -67,12 +67,14 @@ class Accepted(_message.Message):
     def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., prompt_verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("action", "lists")
+    __slots__ = ("action", "lists", "reason")
     ACTION_FIELD_NUMBER: _ClassVar[int]
     LISTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     action: str
     lists: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, action: _Optional[str] = ..., lists: _Optional[_Iterable[str]] = ...) -> None: ...
+    reason: str
+    def __init__(self, action: _Optional[str] = ..., lists: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Queued(_message.Message):
     __slots__ = ("stage", "position", "eta_seconds")
@@ -101,7 +103,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., step: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Clip(_message.Message):
-    __slots__ = ("media_type", "size", "seed", "model", "seconds", "backends")
+    __slots__ = ("media_type", "size", "seed", "model", "seconds", "backends", "frames_verdict")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -122,13 +124,15 @@ class Clip(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_VERDICT_FIELD_NUMBER: _ClassVar[int]
     media_type: str
     size: int
     seed: int
     model: str
     seconds: _containers.ScalarMap[str, float]
     backends: _containers.ScalarMap[str, str]
-    def __init__(self, media_type: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., seconds: _Optional[_Mapping[str, float]] = ..., backends: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    frames_verdict: Verdict
+    def __init__(self, media_type: _Optional[str] = ..., size: _Optional[int] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., seconds: _Optional[_Mapping[str, float]] = ..., backends: _Optional[_Mapping[str, str]] = ..., frames_verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("request", "idempotency_key")

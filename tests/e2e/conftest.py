@@ -204,7 +204,13 @@ def server(
     policy.write_text(
         '[weapons]\naction = "block"\ndeny = ["gun"]\n[brands]\naction = "tag"\ndeny = ["acme"]'
     )
+    (random_family / "looks.py").write_text(
+        'SAYS = {13: ("block", "unlucky"), 12: ("tag", "a dozen")}\n'
+        "def at_their_number(frames):\n    return SAYS.get(len(frames), 'ok')"
+    )
     server = start_server(
+        PYTHONPATH=str(random_family),
+        HUVIDPO_FRAME_CHECK="looks:at_their_number",
         HUVIDPO_CATALOG=str(random_family / "catalog"),
         HUVIDPO_MAX_BODY_MIB="1",
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,

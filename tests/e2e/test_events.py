@@ -44,6 +44,7 @@ def test_a_clip_as_events(server):
     assert done == {
         "media_type": "video/mp4", "seed": 5, "model": DEFAULT_MODEL,
         "backends": {"first_frame": "torch", "video": "torch"},
+        "frames_verdict": {"action": "ok", "reason": ""},
     }  # fmt: skip
     preview = next(data for name, data in got if name == "preview")
     assert Image.open(io.BytesIO(base64.b64decode(preview["data"]))).size == (32, 32)

@@ -173,6 +173,41 @@ def test_what_the_policy_says_at_every_door(server, client):
     assert client.videos.list(limit=1).data[0].id == tagged.id  # they made no job
 
 
+def test_what_the_frame_check_says_at_every_door(server, client):
+    tagged = client.videos.create_and_poll(**of_frames(12))
+    assert tagged.frames_verdict == {"action": "tag", "reason": "a dozen"}
+    lineage = server.client.get(f"/v1/videos/{tagged.id}/lineage").json()
+    assert lineage["frames_verdict"] == tagged.frames_verdict
+    assert server.generate(frames=12).headers["x-frames-verdict"] == "tag a dozen"
+    counted = server.metric("huvidpo_policy_verdicts_total", check="frames", action="block")
+    blocked = client.videos.create_and_poll(**of_frames(13))
+    says = "this server does not give out what was made: unlucky"
+    assert (blocked.status, blocked.error.code, blocked.error.message) == ("failed", CODE, says)
+    assert server.client.get(f"/v1/videos/{blocked.id}/content").status_code == 404
+    assert json.loads(_events(server, blocked.id)[-1]["data"])["error"]["code"] == CODE
+    body = {"prompt": "a horse", "category": "horse", "steps": 1, "frames": 13}
+    refused = server.client.post("/generate_video", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, CODE)
+    told = server.client.post("/generate_video", json=body, headers={"Accept": "text/event-stream"}).text
+    assert f'"code": "{CODE}"' in told.split("event: ")[-1]
+    assert "event: done" not in told
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = stubs.VideoGenerationStub(channel)
+        assert stub.GetJob(messages.GetJobRequest(id=tagged.id)).clip.frames_verdict.reason == "a dozen"
+        assert stub.GetJob(messages.GetJobRequest(id=blocked.id)).error.code == CODE
+        with pytest.raises(grpc.RpcError, match="unlucky") as failed:
+            list(stub.Generate(messages.GenerateRequest(**body)))
+        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert server.metric("huvidpo_policy_verdicts_total", check="frames", action="block") == counted + 4
+
+
+CODE = "content_policy_violation"
+
+
+def of_frames(frames):
+    return {"prompt": "a horse", "extra_body": {"num_inference_steps": 1, "num_frames": frames}}
+
+
 def test_cancel(server, client):
     long = {"num_inference_steps": 100, "num_frames": 64, "category": "rain"}
     job = client.videos.create(prompt="rain", extra_body=long)

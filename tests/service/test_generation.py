@@ -6,7 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,10 +18,11 @@ from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.errors import Cancelled, InvalidRequest
 from huvidpo.video import decode
-from service import hop, runners
+from service import frame_check, hop, runners
 from service.batching import Batcher, OnStep
-from service.errors import QueueFull, TimedOut, Unavailable, to_dict
-from service.events import _accepted, sse
+from service.errors import ContentRefused, QueueFull, TimedOut, Unavailable, row_of, to_dict
+from service.events import _accepted, _clip, sse
+from service.frame_check import MAX_HUNG, FrameCheck
 from service.generation import Begun, Drawn, Finished, Generation, Progress, Queued, Started
 from service.grpc_server import messages_of
 from service.http import _clip_response
@@ -97,14 +99,18 @@ class Rig:
                     self.full[stage] -= 1
                     yield {"event": "error"} | to_dict(QueueFull("full", 1))
                     return
-                async with aclosing(runners.stream(self.batchers[stage], job, encode[stage])) as lines:
+                async with aclosing(self.stream(stage, job, encode[stage])) as lines:
                     async for line in lines:
                         yield hop.unpack(line)
 
             return run
 
+        self.check: FrameCheck | None = None  # the operator's, of what was made
         self.full = Counter[str]()  # stage -> how many jobs more it refuses
         self.core = Generation(self.settings, load_catalog(), runner("first_frame"), runner("video"))
+
+    def stream(self, stage, job, encode):
+        return runners.stream(self.batchers[stage], job, encode, self.check)
 
     async def events(self, **fields):
         request = GenerateRequest(**{"prompt": "a horse", "category": "horse", "style": "cartoon"} | fields)
@@ -226,6 +232,184 @@ def test_words_that_the_model_does_not_know_are_told_at_every_door(rig):
     started, *_, finished = asyncio.run(rig.events(prompt="a horse on Mars", steps=1))
     assert started.warnings == ()
     assert "x-warning" not in _clip_response(finished).headers
+
+
+def test_what_was_made_is_looked_at_before_it_is_given_out(rig):
+    seen = []
+
+    def look(frames):
+        seen.append((frames.shape, frames.dtype, frames.max()))
+        frames[:] = 0  # of its own
+        return ("tag", "grey  é") if len(frames) > 1 else "ok"
+
+    rig.check = FrameCheck(look)
+    with counted("huvidpo_policy_verdicts_total", check="frames", action="tag", list=""):
+        clip = asyncio.run(rig.events(steps=1))[-1]
+    assert seen == [((1, 64, 64, 3), np.uint8, 127), ((16, 64, 64, 3), np.uint8, 127)]
+    assert decode(clip.data)[0].max() > 100
+    assert clip.frames_verdict == {"action": "tag", "reason": "grey é"}
+    assert unquote(_clip_response(clip).headers["x-frames-verdict"]) == "tag grey é"
+    assert _clip(clip)["frames_verdict"] == clip.frames_verdict
+    message = next(messages_of(clip)).clip.frames_verdict
+    assert (message.action, message.reason) == ("tag", "grey é")
+
+
+@pytest.mark.parametrize("frames", [1, 16])
+def test_what_the_check_blocks_is_not_given_out(rig, frames):
+    rig.check = FrameCheck(lambda seen: ("block", "a logo") if len(seen) == frames else "ok")
+    got, refused = asyncio.run(until_an_error(rig))
+    assert (type(refused), str(refused)) == (
+        ContentRefused,
+        "this server does not give out what was made: a logo",
+    )
+    assert any(isinstance(event, Drawn) for event in got) is (frames == 16)
+    assert not any(isinstance(event, Finished) for event in got)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ZeroDivisionError("secret"),
+        StopIteration(),
+        SystemExit(1),
+        None,
+        "fine",
+        ("ok", 7),
+        ("ok", "a", "b"),
+        True,
+    ],
+)
+def test_a_check_that_fails_gives_nothing_out(rig, caplog, answer):
+    def look(frames):
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    rig.check = FrameCheck(look)
+    with (
+        counted("huvidpo_requests_total", outcome="frame_check_failed", category="horse"),
+        counted("huvidpo_policy_verdicts_total", check="frames", action="failed", list=""),
+    ):
+        got, error = asyncio.run(until_an_error(rig))
+    assert not any(isinstance(event, Drawn | Finished) for event in got)
+    assert row_of(error).status == 500
+    assert "the request id finds the reason" in str(error)
+    assert "secret" not in str(error)
+    assert caplog.records[-1].exc_info
+
+
+def test_a_check_that_hangs_holds_up_nobody_for_longer_than_it_may_take(rig, caplog):
+    """Nor does it take more than a few threads: then it is asked no more, until one has come back."""
+    hangs, asked = threading.Event(), []
+
+    def look(frames):
+        asked.append(threading.current_thread())
+        hangs.wait(30)
+        return "ok"
+
+    rig.check = FrameCheck(look, seconds=0.01)
+    for _ in range(MAX_HUNG + 1):
+        got, error = asyncio.run(until_an_error(rig))
+        assert row_of(error).code == "frame_check_failed"
+        assert not any(isinstance(event, Drawn) for event in got)
+    assert len(asked) == MAX_HUNG
+    assert all(thread.daemon for thread in asked)  # the process can end
+    assert "restart this runner" in str(caplog.records[-1].exc_info[1])
+    hangs.set()
+    for thread in asked:
+        thread.join()
+    rig.check.seconds = 30
+    assert isinstance(asyncio.run(rig.events(steps=1))[-1], Finished)
+
+
+def test_it_sees_one_clip_at_a_time_whoever_leaves():
+    inside, most, goes_on = [], [], threading.Event()
+
+    def look(frames):
+        inside.append(1)
+        most.append(len(inside))
+        goes_on.wait(30)
+        inside.pop()
+        return "ok"
+
+    async def main():
+        check, frames = FrameCheck(look), np.zeros((1, 8, 8, 3), np.uint8)
+        asks = [asyncio.create_task(check.verdict(frames)) for _ in range(3)]
+        while not inside:
+            await asyncio.sleep(0.001)
+        asks[0].cancel()
+        await asyncio.sleep(0.01)
+        goes_on.set()
+        return await asyncio.gather(*asks[1:])
+
+    assert asyncio.run(main()) == [{"action": "ok", "reason": ""}] * 2
+    assert max(most) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [("block", ""), (("block", "a\0 logo\n"), "a logo"), (None, "the check failed")]
+)
+def test_a_check_that_may_only_tag_blocks_nothing(rig, answer, reason):
+    rig.core.settings = replace(rig.settings, frame_check="checks:look", frame_check_action="tag")
+    rig.check = FrameCheck(lambda frames: answer, blocks=False)
+    assert asyncio.run(rig.events(steps=1))[-1].frames_verdict == {"action": "tag", "reason": reason}
+
+
+def test_a_runner_that_does_not_look_is_no_way_out(rig):
+    rig.core.settings = replace(rig.settings, frame_check="checks:look")
+    got, error = asyncio.run(until_an_error(rig))
+    assert not any(isinstance(event, Drawn) for event in got)
+    assert str(error).startswith("the first_frame runner has not looked at what it made")
+    rig.core.settings = replace(rig.core.settings, frame_check_action="tag")
+    assert asyncio.run(rig.events(steps=1))[-1].frames_verdict is None
+
+
+async def until_an_error(rig):
+    request = GenerateRequest(prompt="a horse", category="horse", style="cartoon", steps=1)
+    events = []
+    try:
+        async for event in rig.core.generate(request):
+            events.append(event)
+    except Exception as error:
+        return events, error
+    raise AssertionError("there was no error")
+
+
+def test_a_check_is_imported_by_name():
+    assert frame_check.load(Settings(frame_check="json:loads")).look is json.loads
+    assert not frame_check.load(Settings(frame_check="os.path:join", frame_check_action="tag")).blocks
+    assert frame_check.load(Settings()) is None
+    assert frame_check.load(Settings(frame_check="nowhere:look", frame_check_action="off")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"frame_check": "nowhere:look"},
+            "CHECK: 'nowhere:look' cannot be imported: No module named 'nowhere'",
+        ),
+        ({"frame_check": "json:look"}, "CHECK: 'json:look' cannot be imported: .*no attribute 'look'"),
+        ({"frame_check": "json"}, "CHECK: got 'json', expected module:function"),
+        ({"frame_check": "/tmp/a.py:look"}, "CHECK: got '/tmp/a.py:look', expected module:function"),
+        ({"frame_check": "json:__name__"}, "CHECK: got 'json:__name__', which is not a function"),
+        ({"frame_check_action": "warn"}, "CHECK_ACTION: got 'warn', allowed off, tag, block"),
+        ({"frame_check_seconds": 0}, "CHECK_SECONDS: got 0, allowed 1 to 3600"),
+    ],
+)
+def test_a_check_that_cannot_be_imported_ends_the_start(settings, says):
+    with pytest.raises(ValueError, match=f"HUVIDPO_FRAME_{says}"):
+        frame_check.load(Settings(**settings))
+
+
+def test_the_check_that_the_docs_show():
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(page.partition("```python\n# checks.py\n")[2].partition("```")[0], names)
+    said = [
+        frame_check._read(names["look"](np.full((16, 8, 8, 3), level, np.uint8))) for level in (0, 127, 255)
+    ]
+    assert [action for action, _ in said] == ["tag", "ok", "block"]
 
 
 @pytest.mark.parametrize(("format", "media_type"), [("gif", "image/gif"), ("webp", "image/webp")])
