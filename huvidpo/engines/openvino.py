@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -91,11 +91,24 @@ class Lines:
         while len(self._requests) < count:
             self._requests.append(self._compiled.create_infer_request())
         running = self._requests[:count]
-        for i, request in enumerate(running):
-            request.start_async([array[i : i + 1] for array in arrays], share_inputs=True)
-        for request in running:
-            request.wait()
+        try:
+            for i, request in enumerate(running):
+                request.start_async([array[i : i + 1] for array in arrays], share_inputs=True)
+            for request in running:
+                request.wait()
+        except BaseException:
+            self._stop(running)
+            raise
         return np.concatenate([request.output_tensors[0].data for request in running])
+
+    def _stop(self, running: Sequence[Any]) -> None:
+        """One line has failed: the others read `arrays`, and would be busy at the next call."""
+        self._requests.clear()  # nobody knows what a failed request is good for
+        for request in running:
+            request.cancel()
+        for request in running:
+            with suppress(RuntimeError):  # it failed, or says that it was cancelled
+                request.wait()
 
 
 class OpenVINO:

@@ -194,6 +194,21 @@ def test_lines_run_beside_each_other_once_that_is_compiled() -> None:
     assert next(reversed(run.networks)) == (((1, 3),), 2)  # it ran last
 
 
+def test_a_line_that_fails_leaves_no_other_busy() -> None:
+    """The second line lacks an input; the first one multiplies for far longer than it takes to see that."""
+    x, by = (openvino.opset13.parameter([1, 600, 600], np.float32, name=name) for name in ("x", "by"))
+    product = x
+    for _ in range(8):
+        product = openvino.opset13.matmul(product, by, False, False)
+    settings = {"NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 2}
+    compiled = cpu_engines.core().compile_model(openvino.Model([product], [x, by], "power"), "CPU", settings)
+    lines, ones = cpu_engines.Lines(compiled), np.ones((2, 600, 600), np.float32)
+    same = np.stack([np.eye(600, dtype=np.float32)] * 2)
+    with pytest.raises(RuntimeError):
+        lines([ones, same[:1]])
+    np.testing.assert_array_equal(lines([ones, same]), ones)
+
+
 def test_engines_are_warmed_up_before_their_first_call() -> None:
     run = addition(usual=((2, 3),))
     for sizes in ((3,), (7,)):
