@@ -123,12 +123,27 @@ class Server:
             self.process.wait(timeout)
         finally:
             self.client.close()
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+            kill(self.process)
         return time.monotonic() - started
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of a server that still runs, and of its workers: each of those is a session of its own, so a
+    signal to the server's group does not reach them, and they would go on without it.
+    """
+    if process.poll() is not None:
+        return
+    server = psutil.Process(process.pid)
+    server.suspend()  # it starts no other worker meanwhile
+    everyone = [*server.children(recursive=True), server]
+    for one in everyone:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(everyone[:-1])
+    process.wait()
 
 
 @pytest.fixture(scope="session")

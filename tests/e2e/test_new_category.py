@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from e2e.conftest import kill
 from ports import free_port
 
 from huvidpo import video
@@ -118,8 +119,7 @@ class Terminal:
             try:
                 process.wait(60)
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                kill(process)
 
     def _bash(self, script: str) -> list[str]:
         exported = self.folder / "exported"

@@ -3,14 +3,13 @@
 import base64
 import io
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 
 import grpc
 import openai
 import pytest
+from e2e.conftest import kill
 from PIL import Image
 
 from huvidpo.catalog import DEFAULT_MODEL
@@ -292,8 +291,7 @@ def test_a_job_outlives_the_whole_service(start_server, random_family, tmp_path)
     _until(lambda: first.metric("huvidpo_denoising_steps_total", stage="video") >= 2)
     frame = tmp_path / "clips" / id / "first_frame.png"
     drawn = frame.stat()
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.wait()
+    kill(first.process)
     second = start_server(**env)
     second.wait_ready()
     heard = [int(event["id"]) for event in _events(second, id, "4") if "id" in event]
