@@ -79,7 +79,13 @@ class Unavailable(HuViDPOError):
 
 
 class TimedOut(HuViDPOError):
-    """The request took longer than the service allows."""
+    """The request took longer than the service allows. `retry_after`: seconds until there should be time for
+    it; None where that would not help.
+    """
+
+    def __init__(self, message: str, retry_after: int | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)

@@ -203,10 +203,9 @@ class Generation:
         metrics.IN_FLIGHT.inc()
 
     def _retry_after(self) -> int:
-        """Seconds until the next clip should be done; a little different for each who asks."""
+        """Seconds until the next clip should be done."""
         now = asyncio.get_running_loop().time()
-        left = min(self._ends.values(), default=now + UNKNOWN_SECONDS) - now
-        return max(1, math.ceil(left * random.uniform(1.0, 1.25)))
+        return _spread(min(self._ends.values(), default=now + UNKNOWN_SECONDS) - now)
 
     def _exit(self) -> None:
         self.in_flight -= 1
@@ -238,7 +237,7 @@ class Generation:
             except QueueFull as full:
                 wait = min(full.retry_after, self._left(plan))
                 if wait <= 0:
-                    raise
+                    raise self._late(plan, begun=False) from full
             await asyncio.sleep(wait)
 
     def _left(self, plan: Plan) -> float:
@@ -363,13 +362,13 @@ class Generation:
         loop, expected, accepted = asyncio.get_running_loop(), None, 0.0
         done: int | None = None  # steps, once it has begun
         try:
-            async with aclosing(self._until(runner(job), plan.deadline)) as lines:
+            async with aclosing(self._until(runner(job), plan)) as lines:
                 async for line in lines:
                     if line["event"] in ("accepted", "queued"):
                         eta = self._expect(plan, stage, line["eta"])
                         if line["event"] == "accepted":
                             expected, accepted = line["eta"], loop.time()
-                            self._check_time(plan, eta)
+                            self._check_time(plan, eta, line["position"])
                         yield Queued(stage, line["position"], eta)
                     elif line["event"] in ("started", "step"):
                         if done is None:  # runners of an earlier release say steps only
@@ -402,14 +401,25 @@ class Generation:
             self._ends.pop(id(plan), None)
         raise RuntimeError(f"the {stage} runner ended without a result")
 
-    def _check_time(self, plan: Plan, eta: float | None) -> None:
+    def _check_time(self, plan: Plan, eta: float | None, position: int) -> None:
         """Raises TimedOut for a clip that somebody waits for and that would come too late: now, not then."""
         left = plan.deadline - asyncio.get_running_loop().time()
         if eta is not None and eta > left and not plan.detach:
             raise TimedOut(
                 f"it would be ready in {eta:.0f} seconds, and has {left:.0f}: allow it more time, or ask "
-                "again when less is waiting"
+                "again when less is waiting",
+                _spread(eta - left) if position else None,
             )
+
+    def _late(self, plan: Plan, begun: bool) -> TimedOut | Unavailable:
+        """Why the time of a plan is over, whose stage had or had not begun."""
+        if asyncio.get_running_loop().time() >= self._end:
+            return Unavailable(LEAVING)
+        if begun:
+            return TimedOut("not ready in time; ask for fewer steps or frames")
+        self._ends.pop(id(plan), None)
+        wait = self._retry_after()
+        return TimedOut(f"it still waited when its time was over, try again in {wait} seconds", wait)
 
     def _expect(self, plan: Plan, stage: str, eta: float | None) -> float | None:
         """Seconds until the clip should be done, from those until `stage` is; remembers when that will be."""
@@ -420,14 +430,15 @@ class Generation:
         return eta + after
 
     async def _until(
-        self, lines: AsyncGenerator[dict[str, Any], None], deadline: float
+        self, lines: AsyncGenerator[dict[str, Any], None], plan: Plan
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The lines as they come. Raises TimedOut when the next one is late for `deadline` (the loop's time),
+        """The lines as they come. Raises TimedOut when the next one is late for the plan's deadline,
         Unavailable when it is late for the end of the drain.
         """
+        begun = False
         async with aclosing(lines):
             while True:
-                limit = asyncio.timeout_at(min(deadline, self._end))
+                limit = asyncio.timeout_at(min(plan.deadline, self._end))
                 self._limits.add(limit)
                 try:
                     async with limit:
@@ -435,12 +446,16 @@ class Generation:
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
-                    if asyncio.get_running_loop().time() >= self._end:
-                        raise Unavailable(LEAVING) from None
-                    raise TimedOut("not ready in time; ask for fewer steps or frames") from None
+                    raise self._late(plan, begun) from None
                 finally:
                     self._limits.discard(limit)
+                begun = begun or line["event"] in ("started", "step")
                 yield line
+
+
+def _spread(seconds: float) -> int:
+    """Whole seconds, 1 or more; a little different for each who asks: all would come back at once."""
+    return max(1, math.ceil(seconds * random.uniform(1.0, 1.25)))
 
 
 def count_request(outcome: str, category: str = "unknown") -> None:

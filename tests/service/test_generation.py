@@ -204,6 +204,32 @@ def test_what_would_come_too_late_is_refused_at_once(rig):
     assert rig.painters["first_frame"].steps == drawn * 20  # not a step was done for it
 
 
+@pytest.mark.parametrize(("position", "eta", "begun", "about"), [
+    (3, None, False, 400),  # it waited to the end of its time: until the next clip is done
+    (3, None, True, None),  # it is too much work, and would be again
+    (3, 1000.0, False, 1000),  # by so much too late
+    (0, 1000.0, False, None),  # for nobody's sake
+])  # fmt: skip
+def test_what_waited_too_long_is_told_when_to_come_back(rig, position, eta, begun, about):
+    async def runner(job):
+        yield {"event": "accepted", "position": position, "eta": eta}
+        if begun:
+            yield {"event": "started"}
+        await asyncio.Event().wait()
+
+    async def main():
+        plan = rig.core.plan(GenerateRequest(prompt="a horse", category="horse"), seconds=0.05)
+        rig.core.first_frame, rig.core._animating = runner, 0.0
+        rig.core._ends = {0: asyncio.get_running_loop().time() + 400}
+        async for _ in rig.core.draw(plan):
+            pass
+
+    with pytest.raises(TimedOut) as late:
+        asyncio.run(main())
+    wait = late.value.retry_after
+    assert wait is None if about is None else 0.75 * about <= wait <= 1.5 * about
+
+
 def test_a_key_may_lower_its_priority(rig):
     token = CALLER.set(Caller("shop", "normal"))
     try:
@@ -520,6 +546,21 @@ def test_a_place_that_is_lost_after_the_frame_was_drawn_is_waited_for(rig):
     rig.full["first_frame"] = 1  # nothing is drawn yet: the client is told
     with pytest.raises(QueueFull):
         asyncio.run(rig.events(steps=1))
+
+
+def test_a_place_that_does_not_come_is_a_timeout_once_the_frame_was_drawn(rig):
+    """Never a 429, which says that nothing was done."""
+    rig.full["video"] = 1_000_000
+
+    async def main():
+        plan = rig.core.plan(GenerateRequest(prompt="a horse", category="horse"), seconds=0)
+        rig.core._ends = {0: asyncio.get_running_loop().time() + 400}
+        async for _ in rig.core._animate_in_time(plan, b"png"):
+            pass
+
+    with pytest.raises(TimedOut, match="still waited") as late:
+        asyncio.run(main())
+    assert 300 <= late.value.retry_after <= 600
 
 
 def test_no_frame_is_drawn_for_a_clip_that_has_no_place(rig):

@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from huvidpo.errors import InvalidRequest
-from service.errors import TABLE, BadFields, QueueFull
+from service.errors import TABLE, BadFields, QueueFull, TimedOut
 from service.grpc_server import job_message, status_of
 from service.job_rows import new_job
 
@@ -69,6 +69,8 @@ def test_what_details_an_error_carries():
     _, found = details(BadFields("x; y", "a", wrong))
     listed = [(one.field, one.description) for one in found["BadRequest"].field_violations]
     assert listed == [("a", "x"), ("b", "y")]
-    _, found = details(QueueFull("full", 7))
-    assert found["RetryInfo"].retry_delay.seconds == 7
-    assert "BadRequest" not in found
+    for full in (QueueFull("full", 7), TimedOut("late", 7)):
+        _, found = details(full)
+        assert found["RetryInfo"].retry_delay.seconds == 7
+        assert "BadRequest" not in found
+    assert "RetryInfo" not in details(TimedOut("late"))[1]

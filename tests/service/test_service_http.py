@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 from huvidpo.errors import CheckpointError, InvalidRequest
-from service.errors import TABLE, QueueFull, Unavailable, from_dict, row_of, to_dict
+from service.errors import TABLE, QueueFull, TimedOut, Unavailable, from_dict, row_of, to_dict
 from service.http import Guard, error_response
 
 
@@ -177,6 +177,9 @@ def test_bodies_without_a_length_are_limited_too(app):
 def test_full_queues_and_missing_runners_say_when_to_come_back(app):
     assert post(app, "/refuse").headers["retry-after"] == "7"
     assert post(app, "/framework").headers["retry-after"] == "5"
+    late = error_response(TimedOut("late", 7), "id")
+    assert (late.status_code, late.headers["retry-after"]) == (504, "7")
+    assert "retry-after" not in error_response(TimedOut("late"), "id").headers
 
 
 def test_request_ids_of_callers_are_kept_when_harmless(app):
