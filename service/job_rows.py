@@ -84,7 +84,7 @@ class Job:
     position: int | None  # requests before it in a runner's queue; None while it does not wait there
     expected_at: float | None  # when the clip should be there, where enough were made to tell
     error: dict[str, Any] | None  # as errors.to_dict makes it
-    report: dict[str, Any] | None  # model, media_type, bytes, frames_verdict, seconds and backends by stage
+    report: dict[str, Any] | None  # of the clip and its making, as jobs.py writes it
     first_frame: str | None  # key in the store
     clip: str | None  # key in the store
     source: str | None  # the job this one is a remix of

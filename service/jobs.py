@@ -204,6 +204,13 @@ class JobEngine:
         """The file of a completed job. Raises NotFound, Unavailable."""
         return await asyncio.to_thread(self.store.read, self.clip(job))
 
+    async def clip_sha256(self, job: Job) -> str:
+        """Of the file of a completed job. Raises NotFound, Unavailable."""
+        if known := (job.report or {}).get("sha256"):
+            return known
+        data = await self.read_clip(job)  # the row is of an earlier release
+        return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+
     async def cancel(self, id: str, owner: str = "") -> Job:
         """The job, which ends within one denoising step if it had not ended. Raises NotFound."""
         await self.rows.get(id, owner)
@@ -333,11 +340,13 @@ class JobEngine:
         )
         with _traced(job, "video", taken_over):
             clip = await self._patiently(id, lambda: self._last(id, self.core.animate(plan, png), before))
-        key = f"{id}/clip.{plan.format}"
+        sha256 = await asyncio.to_thread(lambda: hashlib.sha256(clip.data).hexdigest())
+        key = f"{id}/{sha256[:16]}.{plan.format}"  # no other attempt writes other bytes to it
         await self._stored(id, lambda: self.store.put(key, clip.data))
         report = _report(plan, job.report) | {"model": clip.model, "media_type": clip.media_type}
         report["frames_verdict"] = clip.frames_verdict
-        report |= {"bytes": len(clip.data), "weights": _that_ran(weights, plan.weights["video"])}
+        report |= {"bytes": len(clip.data), "sha256": sha256}
+        report["weights"] = _that_ran(weights, plan.weights["video"])
         if not await _insist(lambda: self.rows.complete(id, key, report, self.settings.job_retention)):
             await self._clear_up(id)
             raise _Unwanted

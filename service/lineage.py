@@ -48,17 +48,13 @@ def weights_of(catalog: Catalog, model_name: str, category: str) -> dict[str, An
     return _weights(catalog.model(model_name), catalog.category(category))
 
 
-def of_job(job: "Job", clip: bytes | None) -> dict[str, Any]:
-    """Everything that made a job's clip. `clip` and `weights` are null until it is there; `weights` also
-    where the category has none of its own.
+def of_job(job: "Job", sha256: str | None) -> dict[str, Any]:
+    """Everything that made a job's clip, a file of this SHA-256. `clip` and `weights` are null until it is
+    there; `weights` also where the category has none of its own.
     """
     report = job.report or {}
     asked = {name: value for name, value in job.request.items() if name != "first_frame"}
-    file = clip and {
-        "sha256": hashlib.sha256(clip).hexdigest(),
-        "bytes": len(clip),
-        "media_type": report["media_type"],
-    }
+    file = sha256 and {"sha256": sha256, "bytes": report["bytes"], "media_type": report["media_type"]}
     return {
         "id": job.id,
         "object": "video.lineage",

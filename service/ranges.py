@@ -15,17 +15,28 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 async def serve(
-    request: Request, store: Store, key: str, media_type: str, filename: str | None = None
+    request: Request,
+    store: Store,
+    key: str,
+    media_type: str,
+    filename: str | None = None,
+    sha256: str | None = None,
 ) -> Response:
-    """Raises NotFound, Unavailable; HTTPException 416 for a range that the file does not have."""
+    """`sha256` of the file, where it is known, is its ETag.
+
+    Raises NotFound, Unavailable; HTTPException 416 for a range that the file does not have.
+    """
+    known = {"ETag": f'"{sha256}"'} if sha256 else {}
+    if known and known["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=known)
     if isinstance(store, Folder):
-        return FileResponse(store.path(key), media_type=media_type, filename=filename)
+        return FileResponse(store.path(key), headers=known, media_type=media_type, filename=filename)
     size, etag = await asyncio.to_thread(store.head, key)
-    headers = {"Accept-Ranges": "bytes", "ETag": etag}
+    headers = {"Accept-Ranges": "bytes", "ETag": etag} | known
     if filename:
         headers["Content-Disposition"] = f'attachment; filename="{filename}"'
     wanted = None
-    if request.headers.get("if-range", etag) == etag:
+    if request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
         wanted = asked_range(request.headers.get("range", ""), size)
     start, end = wanted or (0, size)
     headers["Content-Length"] = str(end - start)

@@ -194,7 +194,8 @@ class _Door:
         key = engine.clip(job)
         if variant == "video":
             name = f"{job.id}.{job.request['format']}"
-            return await serve(request, engine.store, key, MEDIA_TYPES[job.request["format"]], name)
+            sha256 = (job.report or {}).get("sha256")
+            return await serve(request, engine.store, key, MEDIA_TYPES[job.request["format"]], name, sha256)
         make = {"thumbnail": thumbnail, "spritesheet": spritesheet}.get(variant)
         if make is None:
             raise InvalidRequest(
@@ -208,8 +209,7 @@ class _Door:
     async def lineage(self, request: Request) -> Response:
         engine = self._engine()
         job = await engine.get(request.path_params["id"], owner(request))
-        clip = await engine.read_clip(job) if job.status == "completed" else None
-        return JSONResponse(await asyncio.to_thread(of_job, job, clip))
+        return JSONResponse(await _lineage(engine, job))
 
     async def feedback(self, request: Request) -> Response:
         return await answer_feedback(self._engine(), request, owner(request))
@@ -227,8 +227,7 @@ class _Door:
         found = await loop.run_in_executor(_VERIFIER, verify, data, engine.settings)
         if marked := found["watermark"]:
             job = await engine.rows.begins_with(f"video_{marked['id']}", owner(request))
-            clip = await engine.read_clip(job) if job and job.status == "completed" else None
-            marked["video"] = await asyncio.to_thread(of_job, job, clip) if job else None
+            marked["video"] = await _lineage(engine, job) if job else None
         return JSONResponse(found)
 
     async def models(self, request: Request) -> Response:
@@ -399,6 +398,10 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "num_inference_steps": asked["steps"],
         "guidance_scale": asked["guidance"],
     }  # fmt: skip
+
+
+async def _lineage(engine: JobEngine, job: Job) -> dict[str, Any]:
+    return of_job(job, await engine.clip_sha256(job) if job.status == "completed" else None)
 
 
 async def _changes(engine: JobEngine, id: str, owner: str, last: int) -> AsyncGenerator[str, None]:

@@ -98,7 +98,9 @@ def test_a_clip_that_is_not_there_yet_cannot_be_judged(server):
 def test_lineage(server, clips, random_family):
     clip = clips[0]
     lineage = server.client.get(f"/v1/videos/{clip['id']}/lineage").json()
-    content = server.client.get(f"/v1/videos/{clip['id']}/content").content
+    answer = server.client.get(f"/v1/videos/{clip['id']}/content")
+    content = answer.content
+    assert answer.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
     served = {one["name"]: one["weights"] for one in server.client.get("/models").json()["categories"]}
     assert lineage["weights"] == served["horse"]
     assert (

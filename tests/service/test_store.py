@@ -1,8 +1,10 @@
 """Files of jobs in a folder, in memory and behind a real S3 API: one contract."""
 
 import asyncio
+import hashlib
 import os
 import time
+from dataclasses import replace
 
 import pytest
 from moto_server import S3
@@ -13,6 +15,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from service.errors import NotFound, Unavailable
+from service.job_rows import new_job
+from service.jobs import ORPHANS_SECONDS, JobEngine
 from service.ranges import CHUNK, asked_range, serve
 from service.settings import Settings
 from service.store import Bucket, Folder, open_store
@@ -63,9 +67,9 @@ def test_one_contract(store):
     assert store.jobs() == [OTHER]
 
 
-def _client(store, key):
+def _client(store, key, sha256=None):
     async def answer(request):
-        return await serve(request, store, key, "video/mp4", "a.mp4")
+        return await serve(request, store, key, "video/mp4", "a.mp4", sha256)
 
     return TestClient(Starlette(routes=[Route("/", answer)]))
 
@@ -94,6 +98,27 @@ def test_ranges_are_served_alike_by_all(store):
         assert beyond.status_code == 416
         stale = client.get("/", headers={"Range": "bytes=0-0", "If-Range": '"another"'})
         assert stale.status_code == 200
+
+
+def test_the_hash_of_a_file_is_its_etag(store):
+    store.put(f"{JOB}/clip.mp4", b"clip")
+    with _client(store, f"{JOB}/clip.mp4", "abc") as client:
+        assert client.get("/").headers["etag"] == '"abc"'
+        for known, status in (('"abc"', 304), ('"x", W/"abc"', 304), ('"ab"', 200)):
+            answer = client.get("/", headers={"If-None-Match": known})
+            assert (answer.status_code, answer.headers["etag"]) == (status, '"abc"')
+            assert answer.content == (b"clip" if status == 200 else b"")
+        part = client.get("/", headers={"Range": "bytes=1-", "If-Range": '"abc"'})
+        assert (part.status_code, part.content) == (206, b"lip")
+
+
+def test_a_clip_of_an_earlier_release_is_hashed_when_asked_for(tmp_path):
+    engine = JobEngine.__new__(JobEngine)
+    engine.store = Folder(tmp_path)
+    engine.store.put(f"{JOB}/clip.mp4", b"clip")
+    job = replace(new_job(JOB, "", {}, 1, None), status="completed", clip=f"{JOB}/clip.mp4", report={})
+    assert asyncio.run(engine.clip_sha256(job)) == hashlib.sha256(b"clip").hexdigest()
+    assert asyncio.run(engine.clip_sha256(replace(job, clip="gone", report={"sha256": "abc"}))) == "abc"
 
 
 def test_no_range_at_all_is_the_whole_file():
@@ -148,8 +173,6 @@ def test_bad_urls_are_refused_without_their_secrets(url):
 
 
 def test_orphans_go_once_any_row_would_have(tmp_path):
-    from service.jobs import ORPHANS_SECONDS, JobEngine
-
     class Rows:
         async def known(self, ids):
             return {JOB}
