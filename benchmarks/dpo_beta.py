@@ -84,8 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
                     FAMILY / "categories" / f"{args.category}.safetensors",
                     500,
                     1,
-                    "--set",
-                    "frames=4",
+                    *("--set", "frames=4", "--set", "sample_steps=1"),
                 )
             ]
     else:

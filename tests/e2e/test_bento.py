@@ -56,9 +56,11 @@ def test_it_serves_by_tag_from_anywhere(home, tag, start_server, tmp_path):
     assert (answer.status_code, answer.headers["x-model"]) == (200, "tiny")
     assert answer.content[4:8] == b"ftyp"
     assert not list(tmp_path.iterdir())
+    server.stop()
 
 
 def test_it_serves_by_folder(home, tag, start_server, tmp_path):
-    server = start_server(str(source(home, tag).parent), cwd=tmp_path)
+    server = start_server(str(source(home, tag).parent), cwd=tmp_path, HUVIDPO_BACKEND="torch")
     server.wait_ready()
     assert server.generate(steps=1, frames=2).status_code == 200
+    server.stop()

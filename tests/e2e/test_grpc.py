@@ -177,8 +177,11 @@ def test_reflection(channel):
     ]
 
 
-def test_a_port_that_is_taken_ends_the_start(server, start_server):
-    other = start_server(HUVIDPO_GRPC_PORT=str(server.grpc_port))
+def test_a_port_that_is_taken_ends_the_start(server, start_server, random_family):
+    catalog = str(random_family / "catalog")
+    other = start_server(
+        HUVIDPO_GRPC_PORT=str(server.grpc_port), HUVIDPO_CATALOG=catalog, HUVIDPO_BACKEND="torch"
+    )
     until(lambda: "set HUVIDPO_GRPC_PORT" in other.log.read_text(errors="replace"))
     other.stop()
 

@@ -71,10 +71,8 @@ def test_limits_are_taken_off():
 
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory, start_server):
+def ask(tmp_path_factory, server):
     """Query -> its series, of a Prometheus that has watched a service work."""
-    server = start_server()
-    server.wait_ready()
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     config = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}

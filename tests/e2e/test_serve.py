@@ -338,7 +338,7 @@ def test_runners_do_not_unpickle(server, tmp_path):
 
 
 def test_a_dead_runner_is_told_and_does_not_block_the_exit(start_server, random_family):
-    server = start_server(HUVIDPO_CATALOG=str(random_family / "catalog"))
+    server = start_server(HUVIDPO_CATALOG=str(random_family / "catalog"), HUVIDPO_BACKEND="torch")
     server.wait_ready()
     with ThreadPoolExecutor(1) as pool:
         steps = server.metric("huvidpo_denoising_steps_total", stage="video")

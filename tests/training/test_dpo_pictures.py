@@ -14,7 +14,7 @@ from training.adapter import adapter_off, add_adapter
 from training.dpo import load_first_frame, main, picture_network
 from training.recipes import DPORecipe
 
-SMALL = ["height=32", "width=32", "batch_size=2", "save_every=2", "sample_every=1", "sample_steps=2"]
+SMALL = ["height=32", "width=32", "batch_size=2", "save_every=2", "sample_every=2", "sample_steps=2"]
 SMALL += ["precision=fp32", "max_winner_drift=none"]
 
 
