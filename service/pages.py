@@ -18,7 +18,7 @@ from service.web import headers, static, with_headers
 
 PATHS = frozenset({"/", "/models", "/rate"})
 PREFIXES = ("/rate/", "/page/")
-FILES = ("style.css", "app.js", "api.js", "view.js")
+FILES = ("style.css", "app.js", "api.js", "pair.js", "view.js")
 
 
 def with_pages(

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from preferences.records import read_records
+from preferences.records import Comparison, read_records
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -26,8 +26,8 @@ def shown(page) -> str:
     return re.sub(".*#", "", page.url)
 
 
-def opened(browse, server, **context):
-    page = browse(f"{server.url}/", **context)
+def opened(browse, server, fragment="", **context):
+    page = browse(f"{server.url}/#{fragment}", **context)
     expect(page.locator("#style option")).to_have_count(4)
     return page
 
@@ -151,6 +151,58 @@ def test_markup_in_a_prompt_stays_text(server, browse):
     expect(page.locator("#clip")).to_be_visible()
     expect(page.locator("#said")).to_have_text(prompt)
     expect(page.locator("#jobs li").first).to_contain_text(prompt)
+
+
+def compared(server, ids) -> list[tuple[str, str, str]]:
+    """The two clips and the answer of each comparison of these."""
+    records = read_records(server.log.parent / "data" / "feedback" / "ratings.jsonl")
+    told = [one for one in records if isinstance(one, Comparison) and one.clip_a.removesuffix(".mp4") in ids]
+    return [(one.clip_a.removesuffix(".mp4"), one.clip_b.removesuffix(".mp4"), one.answer) for one in told]
+
+
+def test_two_clips_of_one_text_side_by_side(server, browse):
+    fields = {"prompt": "a smile to compare", "num_inference_steps": 1, "num_frames": 4}
+    ids = [
+        server.client.post("/v1/videos", json=fields | {"seed": seed}).json()["id"]
+        for seed in (1, 2, 1)  # the last is the first once more, and not asked about
+    ]
+    for id in ids:
+        server.client.get(f"/v1/videos/{id}/events")  # until it has ended
+    first, second, same = ids
+    page = opened(browse, server, fragment=first)
+    expect(page.locator("#compare")).to_be_visible()
+    page.locator("#lineage summary").focus()
+    page.evaluate("Math.random = () => 0.9")  # the side is left to chance
+    page.keyboard.press("c")
+    expect(page.locator("#pair")).to_be_visible()
+    page.wait_for_function("[one, two].every((video) => video.currentTime > 0)")  # they play
+    assert [page.get_attribute(f"#{name}", "data-id") for name in ("one", "two")] == [second, first]
+    expect(page.locator("#both")).to_have_text(fields["prompt"])
+    left, right = (page.locator(f"#{name}").bounding_box() for name in ("one", "two"))
+    assert (left["y"], left["x"] + left["width"] < right["x"]) == (right["y"], True)
+    page.keyboard.press("Enter")  # is no answer
+    page.keyboard.press("2")
+    expect(page.locator("#pair")).to_be_hidden()
+    expect(page.locator("#saved")).to_have_text("Saved")
+    assert compared(server, ids) == [(second, first, "b")]
+    page.keyboard.press("c")
+    expect(page.locator("#problem")).to_have_text("The other clips of this text are the same, byte for byte.")
+
+    phone = opened(browse, server, fragment=second, **PHONE)
+    phone.evaluate("Math.random = () => 0.1")
+    phone.tap("#compare")
+    expect(phone.locator("#pair")).to_be_visible()
+    assert [phone.get_attribute(f"#{name}", "data-id") for name in ("one", "two")] == [second, same]
+    box = phone.locator("#pair").bounding_box()
+    assert (box["x"] >= 0, box["x"] + box["width"] <= 390, box["y"] + box["height"] <= 844) == (True,) * 3
+    above, below = (phone.locator(f"#{name}").bounding_box() for name in ("one", "two"))
+    assert above["y"] + above["height"] < below["y"]
+    phone.tap("#pair .quiet")  # not now
+    expect(phone.locator("#pair")).to_be_hidden()
+    phone.tap("#compare")
+    phone.tap('#choices [value="tie"]')
+    expect(phone.locator("#saved")).to_have_text("Saved")
+    assert compared(server, ids)[1:] == [(second, same, "tie")]
 
 
 def test_recent_jobs_and_links_on_a_phone(server, browse):

@@ -1,6 +1,7 @@
 // The page: a form that makes jobs, the clip of the one on show, and those before it.
 
 import { Refused, ended, service } from "./api.js";
+import { asked, chosen, onPairKey, partners } from "./pair.js";
 import { card, facts, outlook, paint, tag } from "./view.js";
 
 const VISITOR = "huvidpo.visitor"; // whose thumbs they are, where nobody said a name on the rating page
@@ -16,6 +17,8 @@ const state = {
   watching: null, // AbortController of its events
   file: null, // own first frame
   votes: new Map(), // id of a job -> 10 or 0
+  jobs: [], // the recent ones
+  compared: new Set(), // pairs of ids
 };
 
 // Start
@@ -33,8 +36,11 @@ async function start() {
   $("up").onclick = () => attempt(() => vote(10));
   $("down").onclick = () => attempt(() => vote(0));
   $("again").onclick = again;
+  $("compare").onclick = () => attempt(compare);
   $("lineage").ontoggle = () => { if ($("lineage").open) attempt(showLineage); };
-  $("clip").onloadedmetadata = () => $("clip").classList.toggle("small", $("clip").videoWidth <= SMALL);
+  for (const video of document.querySelectorAll("video")) {
+    video.onloadedmetadata = () => video.classList.toggle("small", video.videoWidth <= SMALL);
+  }
   document.addEventListener("keydown", onKey);
   for (const name of ["dragover", "dragleave", "drop"]) document.addEventListener(name, onDrag);
   window.addEventListener("hashchange", () => attempt(open));
@@ -104,6 +110,8 @@ function show(job) {
   $("clip").removeAttribute("src");
   $("clip").hidden = $("frame").hidden = true;
   $("lineage").open = false;
+  $("saved").textContent = "";
+  $("pair").close();
   render(job);
   if (ended(job)) attempt(() => finish(job));
   else attempt(() => watch(job.id, state.watching.signal));
@@ -170,13 +178,15 @@ function render(job) {
   for (const id of ["up", "down", "save", "lineage"]) $(id).hidden = !done;
   $("up").ariaPressed = state.votes.get(job.id) === 10;
   $("down").ariaPressed = state.votes.get(job.id) === 0;
+  $("compare").hidden = !comparable().length;
   for (const node of document.querySelectorAll("#jobs button")) node.ariaCurrent = node.dataset.id === job.id;
 }
 
 let looking;
 async function showRecent() {
   clearTimeout(looking);
-  const jobs = (await api.jobs()).data;
+  const jobs = state.jobs = (await api.jobs()).data;
+  $("compare").hidden = !comparable().length;
   $("recent").hidden = !jobs.length;
   const cards = new Map([...document.querySelectorAll("#jobs li")].map((node) => [node.dataset.id, node]));
   $("jobs").replaceChildren(...jobs.map((job) => cards.get(`${job.id} ${job.status}`) ?? recent(job)));
@@ -205,6 +215,29 @@ async function vote(score) {
   await api.feedback({ video: id, score, rater: rater() });
   state.votes.set(id, score);
   render(state.job);
+}
+
+const pairOf = (...ids) => ids.sort().join();
+const comparable = () => partners(state.job, state.jobs).filter(({ id }) => !state.compared.has(pairOf(id, state.job.id)));
+
+async function compare() {
+  const { job } = state;
+  if ($("compare").disabled || !comparable().length) return;
+  $("compare").disabled = true; // while the clips come
+  $("saved").textContent = "";
+  try {
+    const pair = await chosen(job, comparable(), api.file);
+    if (state.job.id !== job.id) return;
+    const videos = pair.map(([{ id }]) => id);
+    const better = await asked(pair);
+    if (!better) return;
+    await api.feedback({ videos, better, rater: rater() });
+    state.compared.add(pairOf(...videos));
+    $("saved").textContent = "Saved";
+    render(state.job);
+  } finally {
+    $("compare").disabled = false;
+  }
 }
 
 function rater() {
@@ -248,6 +281,10 @@ function onDrag(event) {
 
 function onKey(event) {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || $("locked").open) return;
+  if ($("pair").open) {
+    onPairKey(event);
+    return;
+  }
   if (event.key === "Escape") {
     attempt(cancel);
     return;
@@ -258,6 +295,7 @@ function onKey(event) {
     "+": () => attempt(() => vote(10)),
     "-": () => attempt(() => vote(0)),
     a: again,
+    c: () => attempt(compare),
   }[event.key.toLowerCase()];
   if (!action) return;
   event.preventDefault();
