@@ -71,6 +71,11 @@ def _parse(arguments: Sequence[str] | None, catalog: Catalog) -> argparse.Namesp
         help="strength of the prompt in the video; 1 turns guidance off",
     )
     parser.add_argument("--frames", "--num-frames", type=int, help="frames of the clip")
+    parser.add_argument(
+        "--preference-strength",
+        type=float,
+        help="of people's preferences in the category, 0 (without them) to 1.5 (default: 1, as shipped)",
+    )
     parser.add_argument("--negative-prompt", help="what to avoid (default: the style's)")
     here = parser.add_argument_group("without --server")
     here.add_argument("--first-frame-steps", type=int, help="denoising steps of the first frame")
@@ -114,6 +119,7 @@ def _request(args: argparse.Namespace, catalog: Catalog) -> ClipRequest:
         style=catalog.style(args.style).name,
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         negative_prompt=args.negative_prompt,
+        preference_strength=1.0 if args.preference_strength is None else args.preference_strength,
         options=options.replace(
             steps=args.steps,
             guidance=args.guidance,
@@ -156,6 +162,7 @@ def _fetch_clip(args: argparse.Namespace) -> None:
             guidance_scale=args.guidance,
             num_frames=args.frames,
             negative_prompt=args.negative_prompt,
+            preference_strength=args.preference_strength,
         )
         print(f"seed {job['seed']}", flush=True)
         _warn(job.get("warnings", ()))  # a service of an older release has none

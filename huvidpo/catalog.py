@@ -160,6 +160,11 @@ class Category:
             object.__setattr__(self, "weights", f"{self.name}.safetensors")
 
 
+def adapter_path(weights: Path) -> Path:
+    """Where the adapter that was merged into a category's weights lies, if it was kept; see strength.py."""
+    return weights.parent / "adapters" / weights.name
+
+
 @raises(CatalogError)
 @dataclass(frozen=True, config=STRICT)
 class Style:

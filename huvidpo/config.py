@@ -21,6 +21,7 @@ STEPS = Interval(ge=1, le=1000)
 GUIDANCE = Interval(ge=0, le=100)
 FRAMES = Interval(ge=2, le=256)
 FPS = Interval(ge=1, le=120)
+STRENGTH = Interval(ge=0, le=1.5)
 Side = Annotated[int, Interval(ge=8, le=4096), MultipleOf(8)]  # pixels
 
 
@@ -61,7 +62,8 @@ class SamplingOptions:
 class ClipRequest:
     """One clip to make. `category` and `style` are names of the catalog, checked by the pipelines.
 
-    Raises InvalidRequest for an empty or over-long prompt and a seed outside 0..2**32-1.
+    Raises InvalidRequest for an empty or over-long prompt, a seed outside 0..2**32-1 and a
+    preference_strength outside 0..1.5.
     """
 
     prompt: Annotated[NotBlank, MaxLen(MAX_PROMPT_CHARS)]
@@ -70,3 +72,4 @@ class ClipRequest:
     style: str | None = None  # None: the first of the catalog
     negative_prompt: Annotated[Text, MaxLen(MAX_PROMPT_CHARS)] | None = None  # None: the style's own
     options: SamplingOptions = field(default_factory=SamplingOptions)
+    preference_strength: Annotated[Number, STRENGTH] = 1.0  # people's, see strength.py: 0 is without them

@@ -38,6 +38,7 @@ from huvidpo.checkpoint import (
 )
 from huvidpo.errors import CheckpointError, HuViDPOError
 from huvidpo.schedule import make_scheduler
+from huvidpo.strength import at_strength
 from huvidpo.unet import VideoUNet, attention_mode, fingerprints, network_settings, video_config
 
 logger = logging.getLogger(__name__)
@@ -336,23 +337,30 @@ def load_categories(
     return {name: with_weights(base, tensors) if tensors else base for name, tensors in changes.items()}
 
 
-def load_beside(resident: VideoUNet, source: Component, weights: Path, attention: str | None) -> VideoUNet:
+def load_beside(
+    resident: VideoUNet, source: Component, weights: Path, attention: str | None, strength: float = 1.0
+) -> VideoUNet:
     """One more network over the base that `load_categories` left `resident`, with the weights of a category.
 
-    `source` is where that base came from: it is read again, in float32, on the CPU. Raises as
-    `load_categories`, and where there are no weights.
+    `source` is where that base came from: it is read again, in float32, on the CPU. `strength`: of the
+    category's preferences, see strength.py. Raises as `load_categories`, and where there are no weights.
     """
     if not weights.exists():
         raise CheckpointError(f"there are no weights at {weights}")
     base = load_video_unet(source, torch.float32, attention)
     check_lineage(base, [weights])
-    tensors = _changes(base, weights, attention, resident.dtype)
+    tensors = _changes(base, weights, attention, resident.dtype, strength)
     return with_weights(resident, tensors) if tensors else resident
 
 
-def _changes(base: VideoUNet, file: Path, attention: str | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def _changes(
+    base: VideoUNet, file: Path, attention: str | None, dtype: torch.dtype, strength: float = 1.0
+) -> dict[str, Tensor]:
     """The tensors, in `dtype`, in which a category differs from `base`, which is float32 and on the CPU."""
-    tensors = {key: tensor.to(dtype) for key, tensor in category_tensors(base, file, attention).items()}
+    tensors = category_tensors(base, file, attention)
+    if strength != 1:
+        tensors = at_strength(tensors, file, strength)
+    tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}
     own = base.state_dict()
     return {key: tensor for key, tensor in tensors.items() if not torch.equal(tensor, own[key].to(dtype))}
 

@@ -25,8 +25,9 @@ from huvidpo.catalog import Catalog, load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.engines.base import EngineSpec, OnLoad
 from huvidpo.engines.networks import first_frame_row
-from huvidpo.engines.select import place_modules
-from huvidpo.errors import InvalidRequest
+from huvidpo.engines.select import BUILT, place_modules
+from huvidpo.errors import CheckpointError, InvalidRequest
+from huvidpo.files import hash_file
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import (
     check_present,
@@ -53,6 +54,7 @@ from huvidpo.schedule import (
     mix_noise,
     sample,
 )
+from huvidpo.strength import Scaled, Strengths
 from huvidpo.unet import VideoUNet
 from huvidpo.video import crop_to_aspect
 
@@ -257,12 +259,15 @@ class VideoPipeline:
         catalog: Catalog,
         backend: str = "torch",
         load_beside: Callable[[str, Path], Any] | None = None,
+        strengths: Strengths | None = None,
     ):
         """`unets`: one per category, by name. `backend`: what they run on, see engines/select.py.
         `load_beside`: makes one more, of a category and its weights, as those of `unets` were
-        made, while they serve.
+        made, while they serve. `strengths`: what makes and keeps the networks at others than the shipped.
         """
         self.load_beside = load_beside
+        self.strengths = strengths
+        self.at_hand: Mapping[tuple[str, float], Any] = {}  # networks by category and strength, before those
         self.unets = unets
         self.vae = vae
         self.text_encoder = text_encoder
@@ -316,9 +321,18 @@ class VideoPipeline:
         )
         used, parts = place_modules(backend, {"video_unet": unets, "video_vae_decoder": {"": vae}}, spec)
 
-        def one_more(category: str, file: Path) -> Any:
-            unet = load_beside(base, entry.video_unet, file, entry.attention_mode)
+        def one_more(category: str, file: Path, strength: float = 1.0) -> Any:
+            unet = load_beside(base, entry.video_unet, file, entry.attention_mode, strength)
             return place_modules(backend, {"video_unet": {category: unet}}, spec)[1]["video_unet"][category]
+
+        def scaled(category: str, strength: float) -> Scaled:
+            file = files[category]
+            sha256, network = hash_file(file), one_more(category, file, strength)
+            if hash_file(file) != sha256:
+                raise CheckpointError(f"{file} changed while it was read")
+            return Scaled(network, sha256)
+
+        never = f"the backend {backend} runs weights as they were built" if backend in BUILT else ""
 
         return cls(
             unets=parts["video_unet"],
@@ -329,6 +343,7 @@ class VideoPipeline:
             catalog=catalog,
             backend=used,
             load_beside=one_more,
+            strengths=Strengths(scaled, files, never),
         )
 
     @staticmethod
@@ -357,8 +372,9 @@ class VideoPipeline:
 
     def check_inputs(self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> None:
         """Raises InvalidRequest for an unknown category or style, text beyond the text encoder's context and
-        a first frame that is not uint8 [H, W, 3], and a size too small for LAMP's corrections. Requests that
-        cannot share a batch are a ValueError.
+        a first frame that is not uint8 [H, W, 3], a size too small for LAMP's corrections, and a
+        preference_strength that the category cannot have. Requests that cannot share a batch are a
+        ValueError.
         """
         _check_batch(requests, self.can_share_batch)
         if len(requests) != len(first_frames):
@@ -369,12 +385,30 @@ class VideoPipeline:
             if request.category not in self.unets:
                 loaded = ", ".join(self.unets)
                 raise InvalidRequest(f"category: got {request.category!r}, loaded here: {loaded}", "category")
+            self._check_strength(request)
             _check_length(self.tokenizer, request, self.catalog)
             _check_image(image)
 
+    def _check_strength(self, request: ClipRequest) -> None:
+        if request.preference_strength == 1 or _weights_key(request) in self.at_hand:
+            return
+        why = self.strengths.refusal(request.category) if self.strengths else "this pipeline has no other"
+        if why:
+            came = f"preference_strength: got {request.preference_strength:g}"
+            raise InvalidRequest(f"{came}, and {why}: leave it out, or send 1", "preference_strength")
+
+    def unet_of(self, request: ClipRequest) -> Any:
+        """The network of its category at its strength of preferences, loaded now if it is not in memory."""
+        if request.preference_strength == 1:
+            return self.unets[request.category]
+        if (key := _weights_key(request)) in self.at_hand:
+            return self.at_hand[key]
+        assert self.strengths is not None, "check_inputs refuses it"
+        return self.strengths.make(*key).network
+
     def encode_prompt(self, requests: Sequence[ClipRequest]) -> list[KeysValues]:
         """Keys and values of every text attention: [2B, ...], negative prompts first; [B, ...] unguided."""
-        unet = self.unets[requests[0].category]
+        unet = self.unet_of(requests[0])
         prompts = [full_prompt(request, self.catalog) for request in requests]
         if requests[0].options.guidance > 1:
             prompts = [_negative_prompt(request, self.catalog) for request in requests] + prompts
@@ -434,7 +468,7 @@ class VideoPipeline:
 
     def _denoiser(self, requests: Sequence[ClipRequest], text_kv: Sequence[KeysValues]) -> Denoiser:
         """The UNet of the batch's category, with guidance."""
-        unet = self.unets[requests[0].category]
+        unet = self.unet_of(requests[0])
         count = len(requests)
         guided = requests[0].options.guidance > 1
         scales = torch.tensor([request.options.guidance for request in requests], device=unet.device)
@@ -458,9 +492,22 @@ def _first_frame_key(request: ClipRequest) -> tuple:
     return (options.first_frame_size, options.first_frame_steps, options.first_frame_guidance)
 
 
+def _weights_key(request: ClipRequest) -> tuple[str, float]:
+    return request.category, float(request.preference_strength)
+
+
 def _video_key(request: ClipRequest) -> tuple:
     o = request.options
-    return (request.category, o.steps, o.guidance > 1, o.frames, o.height, o.width, o.sampler, o.corrections)
+    return (
+        *_weights_key(request),
+        o.steps,
+        o.guidance > 1,
+        o.frames,
+        o.height,
+        o.width,
+        o.sampler,
+        o.corrections,
+    )
 
 
 def _check_batch(requests: Sequence[ClipRequest], can_share: Any) -> None:

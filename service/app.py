@@ -216,7 +216,14 @@ class Gateway:
         self.routers = router("first_frame", FirstFrameRunner), router("video", VideoRunner)
         mark = marks.mark if marks else None
         self.core = Generation(
-            SETTINGS, catalog, *self.routers, mark, watermark_of(SETTINGS), self._check_room, self._withdraw
+            SETTINGS,
+            catalog,
+            *self.routers,
+            mark,
+            watermark_of(SETTINGS),
+            self._check_room,
+            self._withdraw,
+            self.routers[1].check_strength,
         )
         self.began = False
 

@@ -213,6 +213,7 @@ class Batcher(Generic[J, R]):
                 "seconds_per_job": each,
                 "retry_after": max(1.0, self._remaining()),
                 "weights": dict(self._model.result().loaded) if self.ready else {},
+                "scalable": getattr(self._model.result(), "scalable", []) if self.ready else [],
                 "shapes": [str(shape) for shape in self._pace.shapes],
             }
 
@@ -270,7 +271,7 @@ class Batcher(Generic[J, R]):
             item = await entry.loop.run_in_executor(self._preparing, model.prepare, entry.job)
             if model.cold(item):  # those that are warm pass it by
                 await entry.loop.run_in_executor(self._warming, model.warm, item)
-        except InvalidRequest:
+        except (InvalidRequest, QueueFull, Unavailable):
             with self._wake:
                 if entry in self._queue:
                     self._take(entry, "refused")

@@ -159,4 +159,7 @@ def _lineage(job: Job) -> dict[str, str]:
     if not weights:
         return {"stage": "base"}
     metadata = {name: value for name, value in weights["lineage"].items() if not name.endswith("recipe")}
+    strength = job.request.get("preference_strength", 1.0)
+    if strength != 1:
+        metadata["preference_strength"] = f"{strength:g}"
     return {"weights": weights["file"], "sha256": weights["sha256"], **metadata}

@@ -84,7 +84,7 @@ class Finished:
 
     `backends`: what video, and first_frame unless uploaded, ran on. `weights` of the same: SHA-256 of the
     category's, and of the network, that made it; None for the base model, or while a runner that has just
-    started hashes them.
+    started hashes them. `strength`: of the preferences in the category's.
     """
 
     data: bytes
@@ -97,6 +97,7 @@ class Finished:
     warnings: tuple[str, ...] = ()  # see Plan
     verdict: Verdict | None = None  # see Plan
     frames_verdict: dict[str, str] | None = None  # see Plan
+    strength: float = 1.0  # of the preferences in the category's weights
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Generation:
     # raises QueueFull when no runner of a stage has a place: before any work, so no frame is drawn in vain
     check_room: Callable[[], None] = lambda: None
     withdraw: Callable[[str], Awaitable[None]] = nothing  # nobody wants what a plan with `detach` left behind
+    # raises InvalidRequest when no runner can give its category another strength: before any work, too
+    check_strength: Callable[[ClipRequest], None] = lambda clip: None
     in_flight: int = field(default=0, init=False)
     draining: bool = field(default=False, init=False)
     _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for
@@ -288,6 +291,7 @@ class Generation:
             plan.warnings,
             plan.verdict,
             plan.frames_verdict,
+            plan.clip.preference_strength,
         )
 
     def admit(self, request: GenerateRequest, seconds: float | None = None) -> Plan:
@@ -324,8 +328,10 @@ class Generation:
             style=style,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=request.negative_prompt,
+            preference_strength=1.0 if request.preference_strength is None else request.preference_strength,
             options=options,
         )
+        self.check_strength(clip)
         most = min(self.settings.request_timeout, math.inf if seconds is None else seconds)
         deadline = asyncio.get_running_loop().time() + most
         return Plan(
@@ -389,6 +395,10 @@ class Generation:
                             raise FrameCheckFailed(
                                 f"the {stage} runner has not looked at what it made, so it is not given out: "
                                 "HUVIDPO_FRAME_CHECK has to be set there too"
+                            )
+                        if stage == "video" and line.get("strength", 1.0) != plan.clip.preference_strength:
+                            raise Unavailable(
+                                "the runner is of a release that knows no preference_strength: update it"
                             )
                         plan.seconds["queue"] += line["queued"]
                         plan.seconds[stage] = line["seconds"]
@@ -471,6 +481,7 @@ def _job(plan: Plan) -> RunnerJob:
         style=clip.style,
         seed=clip.seed,
         negative_prompt=clip.negative_prompt,
+        preference_strength=clip.preference_strength,
         options=dataclasses.asdict(clip.options),
         format=plan.format,
         id=plan.id,

@@ -358,7 +358,8 @@ def _clip_response(clip: Finished) -> Response:
         "Server-Timing": timing,
     }
     if weights := clip.weights.get("video"):
-        headers["X-Weights"] = weights
+        scaled = "" if clip.strength == 1 else f"; preference_strength={clip.strength:g}"
+        headers["X-Weights"] = weights + scaled
     if clip.warnings:
         headers["X-Warning"] = _ascii(" ".join(clip.warnings))
     if clip.verdict:

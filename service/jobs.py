@@ -143,7 +143,8 @@ class JobEngine:
         if request.first_frame is not None:
             frame = await self.core.read_first_frame(request.first_frame, plan.clip.options)
         options = {name: getattr(plan.clip.options, name) for name in ("steps", "guidance", "frames", "fps")}
-        options |= {"seed": plan.clip.seed, "style": plan.clip.style, "first_frame": None}
+        options |= {name: getattr(plan.clip, name) for name in ("seed", "style", "preference_strength")}
+        options["first_frame"] = None
         decided = request.model_copy(update=options)
         asked, id = decided.model_dump(), f"video_{uuid.uuid4().hex}"
         told = {"warnings": list(plan.warnings), "prompt_verdict": plan.verdict and plan.verdict.told()}
@@ -616,7 +617,7 @@ def _that_ran(weights: dict[str, Any] | None, sha256: str | None) -> dict[str, A
     """
     if sha256 is None or (weights and weights["sha256"] == sha256):
         return weights
-    return {"file": None, "bytes": None, "sha256": sha256, "lineage": {}, "metrics": {}}
+    return {"file": None, "bytes": None, "sha256": sha256, "adapter": None, "lineage": {}, "metrics": {}}
 
 
 def _report(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:

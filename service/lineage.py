@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from huvidpo.catalog import Catalog, Category, Model
+from huvidpo.catalog import Catalog, Category, Model, adapter_path
 from service.files import sha256_of
 from service.metrics import WEIGHTS
 
@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 def describe(catalog: Catalog, model_name: str) -> dict[str, Any]:
     """The served model, its categories with their weights, and the styles. Raises InvalidRequest.
 
-    `weights` of a category: file, bytes, sha256, lineage (as `training.merge` and `training.motion` wrote it)
-    and metrics (of the card beside it); null where there are none and the base model is used.
+    `weights` of a category: file, bytes, sha256, adapter (SHA-256 of that of its preferences, null without
+    one), lineage (as `training.merge` and `training.motion` wrote it) and metrics (of the card beside it);
+    null where there are none and the base model is used.
     """
     model = catalog.model(model_name)
     return {
@@ -98,11 +99,12 @@ def _weights(model: Model, category: Category) -> dict[str, Any] | None:
     file = weights_file(model.categories / category.weights)
     if file is None:
         return None
-    sha256 = sha256_of(file)
+    sha256, adapter = sha256_of(file), adapter_path(file)
     return {
         "file": file.name,
         "bytes": file.stat().st_size,
         "sha256": sha256,
+        "adapter": sha256_of(adapter) if adapter.is_file() else None,
         "lineage": _metadata(file),
         "metrics": _metrics(file.with_suffix(".card.json"), sha256),
     }

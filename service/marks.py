@@ -2,8 +2,9 @@
 in its pictures by an invisible watermark (huvidpo/watermark.py), the first 96 bits of the clip's id.
 
 The manifest calls the clip made by a trained model and has an assertion "org.huvidpo.lineage": model,
-category, style, seed, sampling, and the SHA-256 of the category's weights. What was asked for in words is not
-in it. With a certificate every clip is signed; one that cannot be is not given out. Package: c2pa-python.
+category, style, seed, sampling, the SHA-256 of the category's weights and the strength of their preferences.
+What was asked for in words is not in it. With a certificate every clip is signed; one that cannot be is not
+given out. Package: c2pa-python.
 """
 
 import base64
@@ -50,7 +51,8 @@ class Marks:
         weights = ran_on or (weights_of(self._catalog, self._model, clip.category) or {}).get("sha256")
         options = {name: value for name, value in asdict(clip.options).items() if value is not None}
         facts = {"model": self._model, "category": clip.category, "style": clip.style, "seed": clip.seed}
-        return self.sign(data, media_type, facts | {"sampling": options, "weights": weights})
+        of_weights = {"weights": weights, "preference_strength": clip.preference_strength}
+        return self.sign(data, media_type, facts | of_weights | {"sampling": options})
 
     def sign(self, data: bytes, media_type: str, facts: dict[str, Any]) -> bytes:
         import c2pa

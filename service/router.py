@@ -22,6 +22,8 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 from opentelemetry.trace import SpanKind
 
+from huvidpo.config import ClipRequest
+from huvidpo.errors import InvalidRequest
 from service import hop, metrics, tracing
 from service.errors import QueueFull, Unavailable
 from service.request_id import REQUEST_ID
@@ -55,6 +57,10 @@ class _Peer:
     @property
     def full(self) -> bool:
         return self.report is not None and self.report["waiting"] >= self.report["queue_size"]
+
+    def gives(self, job: RunnerJob | ClipRequest) -> bool:
+        """Whether its category can have that strength of preferences there."""
+        return job.preference_strength == 1 or job.category in (self.report or {}).get("scalable", ())
 
     def cost(self, job: RunnerJob) -> tuple[float, bool, float]:
         """What to be least in: seconds of work before the job, then whether its category's weights are not
@@ -105,6 +111,16 @@ class Router:
             for category, sha256 in ((peer.report or {}).get("weights", {}) if peer.ready else {}).items():
                 found.setdefault(category, set()).add(sha256)
         return {category: sorted(hashes) for category, hashes in found.items()}
+
+    def check_strength(self, clip: ClipRequest) -> None:
+        """Raises InvalidRequest when no ready runner can give its category another strength than 1."""
+        ready = [peer for peer in self._peers.values() if peer.ready]
+        if ready and not any(peer.gives(clip) for peer in ready):
+            raise InvalidRequest(
+                f"preference_strength: got {clip.preference_strength:g}; the weights of {clip.category} that "
+                "run here have one strength only: leave it out, or send 1",
+                "preference_strength",
+            )
 
     def check_room(self) -> None:
         """Raises QueueFull when the queue of every runner is full, with the seconds until one has a place."""
@@ -163,7 +179,8 @@ class Router:
             peer = known
         else:
             ready = [peer for peer in peers if peer.ready]
-            peer = min(ready or peers, key=lambda peer: peer.cost(job))
+            able = [peer for peer in ready if peer.gives(job)]
+            peer = min(able or ready or peers, key=lambda peer: peer.cost(job))
         if job.detach:
             self._places[job.id] = peer.url
             if len(self._places) > KEPT_PLACES:

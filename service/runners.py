@@ -8,7 +8,8 @@
     {"event": "done", "queued": seconds, "seconds": seconds, "encode": seconds,
      "backend": what it ran on,
      "frames_verdict": what the operator's check says, or null,
-     "weights": SHA-256 of the category's, or null}         and with it the bytes of the PNG or clip
+     "strength": of the preferences in the category's weights,
+     "weights": SHA-256 of those, or null}                  and with it the bytes of the PNG or clip
     {"event": "error", "code": ..., "message": ..., ...}    instead of done; see errors.py
 
 Heavy imports sit inside the functions that the compute thread calls.
@@ -21,8 +22,10 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -33,10 +36,10 @@ import psutil
 from huvidpo import video, watermark
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
-from huvidpo.errors import CheckpointError
+from huvidpo.errors import CheckpointError, EngineError, InvalidRequest
 from service import lineage, metrics, tracing
 from service.batching import Batcher, Begun, Done, OnStep, Queued, Step
-from service.errors import INTERNAL, row_of, to_dict
+from service.errors import INTERNAL, QueueFull, Unavailable, row_of, to_dict
 from service.frame_check import FrameCheck
 from service.hop import pack
 from service.images import from_png, to_png
@@ -52,11 +55,13 @@ if TYPE_CHECKING:
 
     from huvidpo.gpu_memory import Part
     from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+    from huvidpo.strength import Scaled
 
 logger = logging.getLogger(__name__)
 Encode = Callable[[RunnerJob, np.ndarray], bytes]
 BACK_OFF_SECONDS = 5.0
-VideoItem = tuple[ClipRequest, np.ndarray]
+STRENGTH_SECONDS = 3  # until one of the other strengths that are waited for should have run
+STRENGTHS_A_MINUTE = 4  # made anew: whoever varies it takes no more of the machine from the others
 
 
 @runtime_checkable
@@ -66,6 +71,17 @@ class Warmable(Protocol):
     def cold(self, sizes: tuple[int, ...]) -> bool: ...
 
     def warm(self, sizes: tuple[int, ...], lines: int) -> None: ...
+
+
+@dataclass(eq=False)
+class VideoItem:
+    """A clip to make, ready to run. `scaled`: its network, where that is of another strength of preferences
+    than the category's; held, so that it stays in memory.
+    """
+
+    clip: ClipRequest
+    frame: np.ndarray
+    scaled: "Scaled | None" = None
 
 
 class FirstFrameModel:
@@ -129,6 +145,7 @@ class VideoModel:
         self.backend, self.max_batch = pipeline.backend, _max_batch(pipeline.unets.values())
         self.room: int | None = None  # requests at once that the GPU has memory for; None: any number
         self.spare = True  # whether there is memory for one category more
+        self._made = deque[float](maxlen=STRENGTHS_A_MINUTE)  # when the latest other strengths were
         self.on_cpu = pipeline.text_encoder.device.type == "cpu"
 
     @property
@@ -157,6 +174,14 @@ class VideoModel:
         pipeline, checking = copy.copy(self.pipeline), copy.copy(self._checking)
         pipeline.unets = checking.unets = {**pipeline.unets, category: network}
         self._checking, self._serving = checking, (pipeline, {**self.loaded, category: sha256})
+        if pipeline.strengths:
+            pipeline.strengths.forget(category)
+
+    @property
+    def scalable(self) -> list[str]:
+        """Categories whose preferences can have another strength than 1."""
+        strengths = self.pipeline.strengths
+        return [name for name in self.pipeline.unets if strengths and not strengths.refusal(name)]
 
     def work(self, job: RunnerJob) -> Work:
         options = SamplingOptions(**job.options)
@@ -168,34 +193,84 @@ class VideoModel:
             raise ValueError("a video job without a first frame")
         clip, frame = to_clip_request(job), from_png(job.first_frame)
         self._checking.check_inputs([clip], [frame])
-        return clip, frame
+        if clip.preference_strength == 1 or not self.pipeline.strengths:
+            return VideoItem(clip, frame)
+        return VideoItem(clip, frame, self.pipeline.strengths.find(clip.category, clip.preference_strength))
 
     def cold(self, item: VideoItem) -> bool:
-        run, sizes = self._engine(item[0])
+        if item.clip.preference_strength != 1 and item.scaled is None:
+            return True
+        run, sizes = self._engine(item)
         return isinstance(run, Warmable) and run.cold(sizes)
 
     def warm(self, item: VideoItem) -> None:
-        run, sizes = self._engine(item[0])
-        run.warm(sizes, 2 if item[0].options.guidance > 1 else 1)
+        if item.clip.preference_strength != 1 and item.scaled is None:
+            item.scaled = self._scaled(item.clip)
+        run, sizes = self._engine(item)
+        if isinstance(run, Warmable):
+            run.warm(sizes, 2 if item.clip.options.guidance > 1 else 1)
 
-    def _engine(self, clip: ClipRequest) -> tuple[Any, tuple[int, ...]]:
-        """What runs the category's network, and the sizes of a line of its first input."""
-        unet, o = self.pipeline.unets[clip.category], clip.options
+    def _scaled(self, clip: ClipRequest) -> "Scaled":
+        """Its category at its strength. Raises InvalidRequest, QueueFull, Unavailable."""
+        from huvidpo.strength import NoRoom
+
+        category, strengths = clip.category, self.pipeline.strengths
+        assert strengths is not None
+        try:
+            scaled = strengths.find(category, clip.preference_strength)
+            if scaled is None:
+                self._count_made()
+                scaled = strengths.make(category, clip.preference_strength)
+        except NoRoom as error:
+            self._made.pop()
+            raise QueueFull(f"{error}, try again in {STRENGTH_SECONDS} seconds", STRENGTH_SECONDS) from error
+        except (CheckpointError, EngineError) as error:
+            logger.error("%s at another strength: %s", category, error)
+            raise InvalidRequest(
+                f"preference_strength: got {clip.preference_strength:g}; the weights of {category} cannot be "
+                "scaled here, the runner's log says why: leave it out, or send 1",
+                "preference_strength",
+            ) from error
+        if scaled.sha256 != self.loaded.get(category, scaled.sha256):
+            strengths.forget(category)
+            raise Unavailable(f"new weights of {category} are being taken, try again in a few seconds")
+        return scaled
+
+    def _count_made(self) -> None:
+        """Raises QueueFull where a minute's are made."""
+        now = time.monotonic()
+        if len(self._made) == STRENGTHS_A_MINUTE and (left := self._made[0] + 60 - now) > 0:
+            wait = math.ceil(left)
+            raise QueueFull(
+                f"{STRENGTHS_A_MINUTE} other strengths of preferences were made within a minute, "
+                f"try again in {wait} seconds",
+                wait,
+            )
+        self._made.append(now)
+
+    def _engine(self, item: VideoItem) -> tuple[Any, tuple[int, ...]]:
+        """What runs its network, and the sizes of a line of its first input."""
+        clip, o = item.clip, item.clip.options
+        unet = item.scaled.network if item.scaled else self.pipeline.unets[clip.category]
         factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         sizes = (unet.config.in_channels, o.frames, o.height // factor, o.width // factor)
         return getattr(unet, "run", None), sizes
 
     def can_share(self, a: VideoItem, b: VideoItem) -> bool:
-        return self.pipeline.can_share_batch(a[0], b[0])
+        return self.pipeline.can_share_batch(a.clip, b.clip)
 
     def weights(self, item: VideoItem) -> str | None:
-        return self._ran_on.get(item[0].category)
+        return self._ran_on.get(item.clip.category)
 
     def run(self, items: Sequence[VideoItem], on_step: OnStep) -> Sequence[np.ndarray | None]:
-        pipeline, loaded = self._serving
+        (pipeline, loaded), first = self._serving, items[0]
         self.running.append(pipeline)
+        if first.scaled:  # whatever weights the category has got since it was made
+            pipeline, loaded = copy.copy(pipeline), {first.clip.category: first.scaled.sha256}
+            pipeline.at_hand = {(first.clip.category, first.clip.preference_strength): first.scaled.network}
         try:
-            return pipeline([clip for clip, _ in items], [frame for _, frame in items], on_step=on_step)
+            frames = [item.frame for item in items]
+            return pipeline([item.clip for item in items], frames, on_step=on_step)
         finally:
             self.running.pop()
             self._ran_on = loaded
@@ -243,6 +318,7 @@ def to_clip_request(job: RunnerJob) -> ClipRequest:
         style=job.style,
         seed=job.seed,
         negative_prompt=job.negative_prompt,
+        preference_strength=job.preference_strength,
         options=SamplingOptions(**job.options),
     )
 
@@ -265,6 +341,8 @@ def load_video(settings: Settings) -> VideoModel:
     model = VideoModel(VideoPipeline.from_catalog(settings.model, **place), watch.loaded)
     if part:
         model.room, model.spare = part.requests, part.spare
+        if model.pipeline.strengths:
+            model.pipeline.strengths.allow(int(part.spare))
     watch.start(model, settings.reload_seconds)
     metrics.RESIDENT.labels("video").set(len(model.pipeline.unets))
     return model
@@ -392,8 +470,9 @@ async def _done(
     data = await asyncio.to_thread(encode, job, event.result)
     seconds = time.monotonic() - started
     times = {"queued": event.queued, "seconds": event.seconds, "encode": seconds}
-    told = {"backend": backend, "weights": event.weights, "marked": job.watermark is not None}
-    return pack({"event": "done", "frames_verdict": verdict} | told | times, data)
+    told = {"backend": backend, "weights": event.weights, "strength": job.preference_strength}
+    looked = {"marked": job.watermark is not None, "frames_verdict": verdict}
+    return pack({"event": "done"} | told | looked | times, data)
 
 
 def end_process(reason: str) -> None:

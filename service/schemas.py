@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from huvidpo.config import FPS, FRAMES, GUIDANCE, MAX_PROMPT_CHARS, MAX_SEED, STEPS
+from huvidpo.config import FPS, FRAMES, GUIDANCE, MAX_PROMPT_CHARS, MAX_SEED, STEPS, STRENGTH
 from service.errors import BadFields, MalformedBody
 from service.order import Priority
 
@@ -100,6 +100,9 @@ class GenerateRequest(BaseModel):
     first_frame: ImageFile | None = Field(
         None, description="Base64 of a PNG, JPEG or WebP to start from, cropped to aspect."
     )
+    preference_strength: Annotated[float, STRENGTH] | None = Field(
+        None, description="Of people's preferences in the category: 0 is without them, 1 (absent) as shipped."
+    )
     format: Format = Field("mp4", description="mp4 (H.264), gif or webp.")
     priority: Priority | None = Field(
         None, description="high, normal or low, at most the key's own, which is taken when absent."
@@ -132,6 +135,7 @@ class RunnerJob(BaseModel):
     seed: int
     negative_prompt: str | None
     options: dict[str, Any]  # the fields of huvidpo.config.SamplingOptions
+    preference_strength: float = 1.0
     first_frame: bytes | None = None  # PNG of the model's size; the video runner needs it
     format: Format = "mp4"
     id: str = Field(default_factory=lambda: uuid4().hex)  # see desk.py

@@ -73,6 +73,7 @@ class VideoRequest(BaseModel):
     guidance_scale: float | None = None
     seed: int | None = None
     negative_prompt: str | None = None
+    preference_strength: float | None = None
     category: str | None = None
     style: str | None = None
     format: Format = "mp4"
@@ -272,6 +273,7 @@ async def read(request: Request, core: Generation) -> tuple[GenerateRequest, str
         "frames": _frames(asked, core),
         "fps": asked.fps,
         "negative_prompt": asked.negative_prompt,
+        "preference_strength": asked.preference_strength,
         "first_frame": image,
         "format": asked.format,
         "priority": asked.priority,
@@ -397,6 +399,7 @@ def video(job: Job, core: Generation) -> dict[str, Any]:
         "fps": asked["fps"],
         "num_inference_steps": asked["steps"],
         "guidance_scale": asked["guidance"],
+        "preference_strength": asked.get("preference_strength", 1.0),
     }  # fmt: skip
 
 

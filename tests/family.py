@@ -105,6 +105,30 @@ def build_plain_family(folder: Path) -> Path:
     return folder
 
 
+def add_preferences(folder: Path, category: str = "horse") -> Path:
+    """Merges a random adapter into a category of the family and keeps it beside it, as `training.merge` does;
+    what it was before is `stage1.safetensors` of the family. Returns the file of its weights.
+    """
+    from huvidpo.checkpoint import load_tensors, save_tensors
+    from huvidpo.lora import merge
+    from huvidpo.strength import write_adapter
+    from huvidpo.unet import VideoUNet
+
+    generator = torch.Generator().manual_seed(1)
+    unet = VideoUNet.from_pretrained(folder / "video" / "unet")
+    file, stage1 = folder / "categories" / f"{category}.safetensors", folder / "stage1.safetensors"
+    motion, lora = load_tensors(file), {}
+    for name, weight in unet.state_dict().items():
+        if name.endswith("attn1.to_q.weight"):
+            layer = name.removesuffix(".weight")
+            lora[f"{layer}.lora_A.weight"] = torch.randn(2, weight.shape[1], generator=generator)
+            lora[f"{layer}.lora_B.weight"] = 0.2 * torch.randn(weight.shape[0], 2, generator=generator)
+    save_tensors(stage1, motion, {})
+    save_tensors(file, motion | merge({**unet.state_dict(), **motion}, lora, 4.0), {})
+    write_adapter(file, lora, {"lora_rank": "2", "lora_alpha": "4"})
+    return file
+
+
 def _tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())  # all 256 bytes: no text is unknown
     tokens = [*letters, *(letter + "</w>" for letter in letters)]

@@ -1,15 +1,18 @@
-"""Where a file of weights comes from: the lineage in its safetensors metadata, and the card beside it."""
+"""Where a file of weights comes from: the lineage in its safetensors metadata, and the card beside it; what
+goes with it where it is copied: card and adapter.
+"""
 
 import json
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from huvidpo.catalog import PROJECT_ROOT
+from huvidpo.catalog import PROJECT_ROOT, adapter_path
 from huvidpo.checkpoint import read_metadata
 from huvidpo.files import hash_file, whole_file, whole_folder, write_text
 
@@ -42,22 +45,31 @@ def card_path(file: Path) -> Path:
 
 
 def write_card(file: Path, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Write the card of a safetensors file: its name, hash, size, lineage (metadata) and `metrics`.
+    """Write the card of a safetensors file: its name, hash, size, lineage (metadata), adapter and `metrics`.
 
     Recipes, JSON texts in the metadata, are spelt out. Returns the card's path; an older card is replaced.
     """
     card = card_path(file)
-    write_text(card, _card(file, file.name, metrics or {}))
+    write_text(card, _card(file, file, metrics or {}))
     return card
 
 
 def place(weights: Path, target: Path, metrics: Mapping[str, Any]) -> None:
-    """Copy a safetensors file to `target` and write its card beside it. When anything fails, what was there
-    stays, both files of it.
+    """Copy a safetensors file to `target`, with the adapter that is merged into it, and write its card beside
+    it. When anything fails, what was there stays, all files of it.
     """
-    with whole_file(target) as part, whole_file(card_path(target)) as card:
+    adapter = adapter_path(weights)
+    with ExitStack() as files:
+        part, card = (
+            files.enter_context(whole_file(target)),
+            files.enter_context(whole_file(card_path(target))),
+        )
         shutil.copyfile(weights, part)
-        card.write_text(_card(part, target.name, metrics), encoding="utf-8")
+        card.write_text(_card(part, weights, metrics, target.name), encoding="utf-8")
+        if adapter.is_file():
+            shutil.copyfile(adapter, files.enter_context(whole_file(adapter_path(target))))
+    if not adapter.is_file():
+        adapter_path(target).unlink(missing_ok=True)  # of the weights that were there
 
 
 def metrics_of(weights: Path) -> dict[str, Any]:
@@ -80,9 +92,12 @@ def previous(target: Path) -> Path:
     return target.parent / "previous"
 
 
-def _card(file: Path, name: str, metrics: Mapping[str, Any]) -> str:
+def _card(file: Path, weights: Path, metrics: Mapping[str, Any], name: str = "") -> str:
+    """Of `file`, `weights` or a copy of them that will be called `name`."""
     lineage = {key: _spelt_out(key, value) for key, value in sorted(read_metadata(file).items())}
-    facts = {"file": name, "sha256": hash_file(file), "bytes": file.stat().st_size}
+    facts = {"file": name or file.name, "sha256": hash_file(file), "bytes": file.stat().st_size}
+    if (adapter := adapter_path(weights)).is_file():
+        facts["adapter"] = {"sha256": hash_file(adapter), "bytes": adapter.stat().st_size}
     return json.dumps({**facts, "lineage": lineage, "metrics": dict(metrics)}, indent=1) + "\n"
 
 

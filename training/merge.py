@@ -7,12 +7,14 @@
 
 OUT holds the tensors that differ from the model's shared base: stage 1's, and the attention weights the LoRA
 changes. Its metadata is its lineage, stage 1's included; OUT's `.card.json` repeats it for people, with the
-metrics. `--full` also writes the whole VideoUNet as a diffusers folder.
+metrics. `adapters/` beside it keeps the LoRA, by which a request may ask for more or less of it
+(`preference_strength`). `--full` also writes the whole VideoUNet as a diffusers folder.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_ten
 from huvidpo.errors import CheckpointError
 from huvidpo.files import hash_tensors, make_way
 from huvidpo.loading import check_lineage, load_video_unet
-from huvidpo.lora import merge, pair_halves
+from huvidpo.lora import merge
+from huvidpo.strength import lora_alpha, write_adapter
 from huvidpo.unet import VideoUNet, fingerprint
 from training.lineage import carried_on, commit, write_card
 from training.motion import write_base
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+ADAPTER = ("base", "stage1", "model", "category", "lora_rank", "lora_alpha", "merge_commit")
+"""What the adapter beside the merged weights says of itself too."""
 
 
 def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -67,18 +72,8 @@ def check_stage1(lora: Path, metadata: dict[str, str], at_hand: str) -> None:
         )
 
 
-def lora_alpha(file: Path, metadata: dict[str, str], adapters: dict[str, Tensor]) -> float:
-    """The alpha a LoRA was trained with. Raises CheckpointError if its file does not say, or is of another
-    rank than it says.
-    """
-    try:
-        rank, alpha = int(metadata["lora_rank"]), float(metadata["lora_alpha"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{file} does not say its lora_rank and lora_alpha in its metadata") from error
-    ranks = {len(down) for down, _ in pair_halves(adapters).values()}
-    if ranks - {rank}:
-        raise CheckpointError(f"{file} says lora_rank {rank}; its tensors have rank {sorted(ranks)}")
-    return alpha
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +88,9 @@ def _main(args: argparse.Namespace) -> int:
     unet = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
     tensors, lineage = merge_files(unet, args.stage1, args.lora)
     lineage = {**lineage, "model": model.name}
-    save_tensors(args.out, {name: tensor.to(DTYPES[args.dtype]) for name, tensor in tensors.items()}, lineage)
+    save_tensors(args.out, cast(tensors, DTYPES[args.dtype]), lineage)
+    known = {name: lineage[name] for name in ADAPTER if name in lineage}
+    write_adapter(args.out, cast(load_tensors(args.lora), DTYPES[args.dtype]), known)
     card = write_card(args.out, metrics)
     print(
         f"{args.out}: {len(tensors)} tensors, {args.out.stat().st_size / 1e6:.1f} MB; {card.name} beside it"

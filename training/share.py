@@ -6,8 +6,9 @@
 
 A URL is a repository of the model hub (hf://owner/name; `hf auth login` first, to push) or any folder that
 fsspec reaches: file://, s3://, gs://, https:// (to pull). There lie `<category>.safetensors`, its card with
-hash and lineage, the catalog entry as `<category>.toml` and a README.md for people. What is pulled is checked
-against its card and the model's base before it is put among the model's categories, whole or not at all.
+hash and lineage, the adapter of its preferences (`<category>.adapter.safetensors`) if it has one, the catalog
+entry as `<category>.toml` and a README.md for people. What is pulled is checked against its card and the
+model's base before it is put among the model's categories, whole or not at all.
 """
 
 import argparse
@@ -24,12 +25,13 @@ from typing import Any, BinaryIO
 import torch
 
 from huvidpo import command
-from huvidpo.catalog import DEFAULT_MODEL, Category, Model, load_catalog
+from huvidpo.catalog import DEFAULT_MODEL, Category, Model, adapter_path, load_catalog
 from huvidpo.checkpoint import check_fits, first_line, load_tensors
 from huvidpo.errors import HuViDPOError
-from huvidpo.files import hash_file, make_folder, whole_file, write_text
+from huvidpo.files import hash_file, make_folder, write_text
 from huvidpo.loading import check_lineage, load_video_unet
-from training.lineage import card_path, write_card
+from huvidpo.strength import at_strength
+from training.lineage import card_path, metrics_of, place, write_card
 
 
 class ShareError(HuViDPOError):
@@ -44,48 +46,70 @@ def push(model: Model, category: Category, url: str) -> list[str]:
     weights = model.categories / category.weights
     if not weights.is_file():
         raise ShareError(f"{weights} is not there: only a category with weights of its own can be given")
-    if not card_path(weights).is_file():
-        write_card(weights)
+    adapter = adapter_path(weights)
+    if not card_path(weights).is_file() or (
+        adapter.is_file() and b'"adapter"' not in card_path(weights).read_bytes()
+    ):
+        write_card(weights, metrics_of(weights))
     card = card_path(weights).read_bytes()
     _make_repository(url)
+    large = {f"{category.name}.safetensors": weights, adapter_name(category.name): adapter}
+    large = {name: file for name, file in large.items() if file.is_file()}
     files = {
         "README.md": readme(model, category, json.loads(card)).encode(),
         f"{category.name}.toml": entry(category).encode(),
+        f"{category.name}.card.json": card,
     }
-    with weights.open("rb") as source, opened(url, f"{category.name}.safetensors", "wb") as target:
-        shutil.copyfileobj(source, target)
-    for name, data in {**files, f"{category.name}.card.json": card}.items():
+    for name, file in large.items():
+        with file.open("rb") as source, opened(url, name, "wb") as target:
+            shutil.copyfileobj(source, target)
+    for name, data in files.items():
         with opened(url, name, "wb") as target:
             target.write(data)
-    return [f"{category.name}.safetensors", *files, f"{category.name}.card.json"]
+    return [*large, *files]
 
 
 def pull(model: Model, name: str, url: str) -> Path:
     """Put the category `name` from `url` among the model's; returns its weights' file.
 
-    Raises ShareError for files that differ from their card, CheckpointError for weights of another base or
-    that do not fit it.
+    Raises ShareError for files that differ from their card, CheckpointError for weights of another base, or
+    an adapter of other weights, or what does not fit.
     """
     with opened(url, f"{name}.card.json") as source:
         raw = source.read()
     try:
-        sha256 = json.loads(raw)["sha256"]
+        card = json.loads(raw)
+        sha256, adapter = card["sha256"], card["adapter"]["sha256"] if "adapter" in card else None
+        metrics = dict(card.get("metrics", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise ShareError(f"{url}/{name}.card.json is no card: {first_line(error)}") from error
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.safetensors"
-        with opened(url, file.name) as source, file.open("wb") as stream:
-            shutil.copyfileobj(source, stream)
-        if (found := hash_file(file)) != sha256:
-            raise ShareError(f"{url}/{file.name} is not the file of its card (sha256 {found[:12]}...)")
+        _fetch(url, file.name, file, sha256)
         base = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
-        check_fits(base, load_tensors(file))
+        tensors = load_tensors(file)
+        check_fits(base, tensors)
         check_lineage(base, [file])
+        if adapter:
+            _fetch(url, adapter_name(name), adapter_path(file), adapter)
+            at_strength(tensors, file, 0.0)
         target = model.categories / file.name
-        with whole_file(target) as part, whole_file(card_path(target)) as card:
-            shutil.copyfile(file, part)
-            card.write_bytes(raw)
+        place(file, target, metrics)
     return target
+
+
+def _fetch(url: str, name: str, file: Path, sha256: str) -> None:
+    """Raises ShareError for another file than the card names."""
+    file.parent.mkdir(exist_ok=True)
+    with opened(url, name) as source, file.open("wb") as stream:
+        shutil.copyfileobj(source, stream)
+    if (found := hash_file(file)) != sha256:
+        raise ShareError(f"{url}/{name} is not the file of its card (sha256 {found[:12]}...)")
+
+
+def adapter_name(category: str) -> str:
+    """Of the file at a URL, where all lie side by side."""
+    return f"{category}.adapter.safetensors"
 
 
 def pull_entry(name: str, url: str, folder: Path) -> Path:

@@ -28,6 +28,9 @@ UNETS = ("video_unet", "first_frame_unet", "plain_first_frame_unet")
 NETWORKS = {"openvino": UNETS, "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
 """what each backend runs; the rest takes milliseconds and stays with torch"""
 
+BUILT = ("onnxruntime", "tensorrt")
+"""backends whose weights are fixed when `export.build` makes them"""
+
 
 def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str, Modules]:
     """What the first of `modules` runs on, and `modules` with engines in place of those the backend runs.

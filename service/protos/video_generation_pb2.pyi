@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "category", "style", "seed", "steps", "guidance", "frames", "fps", "negative_prompt", "first_frame", "format", "priority")
+    __slots__ = ("prompt", "category", "style", "seed", "steps", "guidance", "frames", "fps", "negative_prompt", "first_frame", "format", "priority", "preference_strength")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class GenerateRequest(_message.Message):
     FIRST_FRAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PREFERENCE_STRENGTH_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     category: str
     style: str
@@ -36,7 +37,8 @@ class GenerateRequest(_message.Message):
     first_frame: bytes
     format: str
     priority: str
-    def __init__(self, prompt: _Optional[str] = ..., category: _Optional[str] = ..., style: _Optional[str] = ..., seed: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., frames: _Optional[int] = ..., fps: _Optional[int] = ..., negative_prompt: _Optional[str] = ..., first_frame: _Optional[bytes] = ..., format: _Optional[str] = ..., priority: _Optional[str] = ...) -> None: ...
+    preference_strength: float
+    def __init__(self, prompt: _Optional[str] = ..., category: _Optional[str] = ..., style: _Optional[str] = ..., seed: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., frames: _Optional[int] = ..., fps: _Optional[int] = ..., negative_prompt: _Optional[str] = ..., first_frame: _Optional[bytes] = ..., format: _Optional[str] = ..., priority: _Optional[str] = ..., preference_strength: _Optional[float] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("accepted", "queued", "progress", "clip", "chunk", "started")

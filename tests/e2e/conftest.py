@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 from clips import write_clip
-from family import build_random_family
+from family import add_preferences, build_random_family
 from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -148,7 +148,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def random_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_random_family(tmp_path_factory.mktemp("family"))
+    family = build_random_family(tmp_path_factory.mktemp("family"))
+    add_preferences(family)  # to horse
+    return family
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_lineage(server, clips, random_family):
     assert lineage["request"] == {
         "prompt": "a horse runs", "category": "horse", "style": "cartoon", "seed": 1, "steps": 1, "guidance":
         clip["guidance_scale"], "frames": 2, "fps": 8, "negative_prompt": None, "format": "mp4",
-        "priority": None,
+        "priority": None, "preference_strength": 1.0,
     }  # fmt: skip
     assert lineage["seconds"].keys() == {"queue", "encode", "first_frame", "video"}
     frame = server.client.get(f"/v1/videos/{clip['id']}/content?variant=first_frame")

@@ -57,6 +57,23 @@ def until(condition, seconds=120):
         time.sleep(0.02)
 
 
+def test_the_strength_of_preferences(server, stub):
+    """At every door: as shipped unless it is given, named by the answer, refused where it cannot be had."""
+    asked = {"prompt": "a white horse runs", "steps": 2, "seed": 5, "frames": 2}
+    shipped, plain, none = (server.generate(**asked, preference_strength=s) for s in (None, 1, 0))
+    assert plain.content == shipped.content != none.content
+    assert none.headers["x-weights"] == shipped.headers["x-weights"] + "; preference_strength=0"
+    events = stub.Generate(request(seed=5, frames=2, preference_strength=0))
+    assert b"".join(event.chunk for event in events) == none.content
+    code, text, _ = refusal(stub.Generate(request(category="rain", preference_strength=0.5)))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert text.startswith("preference_strength: got 0.5; the weights of rain that run here have one")
+    beyond = {"prompt": "a horse", "preference_strength": "1.6"}
+    for body in ({"json": beyond}, {"files": {name: (None, value) for name, value in beyond.items()}}):
+        job = server.client.post("/v1/videos", **body)
+        assert (job.status_code, job.json()["error"]["param"]) == (422, "preference_strength")
+
+
 def test_progress_then_the_clip(server, stub):
     call = stub.Generate(request(seed=5, frames=4, fps=12), metadata=(("x-request-id", "mine-1"),))
     events = list(call)

@@ -41,6 +41,8 @@ def test_with_the_keyboard_alone(server, browse):
     page.keyboard.type("cartoon")
     page.keyboard.press("Tab")
     page.keyboard.type("7")
+    page.keyboard.press("Tab")
+    page.keyboard.type("0.5")
     page.keyboard.press("Enter")
     clip = page.locator("#clip")
     expect(clip).to_be_visible()
@@ -51,7 +53,7 @@ def test_with_the_keyboard_alone(server, browse):
     assert (job["prompt"], job["category"], job["style"], job["seed"]) == (
         "a white horse runs", "horse", "cartoon", 7,
     )  # fmt: skip
-    assert page.locator("#tags .tag").all_text_contents() == ["horse", "cartoon", "seed 7"]
+    assert page.locator("#tags .tag").all_text_contents() == ["horse", "cartoon", "seed 7", "preferences 0.5"]
     expect(page.locator("#progress")).to_be_hidden()
     page.locator("#lineage summary").focus()  # no field: letters are commands
     page.keyboard.press("Enter")
@@ -70,11 +72,12 @@ def test_with_the_keyboard_alone(server, browse):
     assert mine[0].rater.startswith("visitor-")
     page.fill("#prompt", "")
     page.select_option("#style", "realistic")
+    page.fill("#preference", "")
     page.locator("#lineage summary").focus()
     page.keyboard.press("a")
     expect(page.locator("#prompt")).to_be_focused()
-    values = [page.input_value(f"#{name}") for name in ("prompt", "category", "style", "seed")]
-    assert values == ["a white horse runs", "horse", "cartoon", "7"]
+    values = [page.input_value(f"#{name}") for name in ("prompt", "category", "style", "seed", "preference")]
+    assert values == ["a white horse runs", "horse", "cartoon", "7", "0.5"]
 
 
 def test_progress_preview_and_cancel(server, browse):

@@ -242,6 +242,7 @@ FIELDS = [
     "guidance",
     "fps",
     "negative_prompt",
+    "preference_strength",
     "first_frame",
     "format",
     "x",

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from huvidpo.catalog import adapter_path
+from huvidpo.checkpoint import read_metadata
 from huvidpo.errors import CheckpointError
 from huvidpo.files import hash_file
+from huvidpo.strength import write_adapter
 from judging.promote import ship
 from judging.rollback import earlier, roll_back
 
@@ -33,6 +36,21 @@ def test_back_and_forth(tmp_path):
     assert card["lineage"] == {"stage": "dpo"}
     assert roll_back(target) == hashes[2]
     assert roll_back(target, hashes[0][:12]) == hashes[0] == hash_file(target)
+
+
+def test_the_adapter_goes_with_its_weights(tmp_path):
+    target = tmp_path / "categories" / "horse.safetensors"
+    merged, plain = weights(tmp_path, 1.0), weights(tmp_path, 2.0)
+    write_adapter(merged, {"x": torch.zeros(1)}, {})
+    ship(merged, target, {})
+    there = adapter_path(target)
+    assert read_metadata(there) == {"merged": hash_file(target)}
+    assert json.loads(target.with_suffix(".card.json").read_text())["adapter"]["sha256"] == hash_file(there)
+    ship(plain, target, {})
+    assert not there.exists()
+    assert "adapter" not in json.loads(target.with_suffix(".card.json").read_text())
+    roll_back(target)
+    assert read_metadata(there) == {"merged": hash_file(target)}
 
 
 def test_nothing_to_go_back_to(tmp_path):

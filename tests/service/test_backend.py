@@ -1,5 +1,6 @@
 """HUVIDPO_BACKEND from the setting to the answer: real models at random weights, no web."""
 
+import dataclasses
 import logging
 from functools import partial
 
@@ -64,10 +65,14 @@ def test_a_backend_that_was_asked_for_is_not_replaced(caplog):
     assert "tensorrt runs on cuda, the device is cpu: set HUVIDPO_DEVICE=cuda" in caplog.text
 
 
-def test_answer_names_the_backends():
-    backends = {"first_frame": "openvino", "video": "tensorrt"}
-    response = _clip_response(Finished(b"", "video/mp4", 1, DEFAULT_MODEL, {}, backends, {}))
-    assert response.headers["X-Backend"] == "first_frame=openvino, video=tensorrt"
+def test_answer_names_the_backends_and_the_weights():
+    backends, weights = {"first_frame": "openvino", "video": "tensorrt"}, {"video": "5e7"}
+    clip = Finished(b"", "video/mp4", 1, DEFAULT_MODEL, {}, backends, weights)
+    headers = _clip_response(clip).headers
+    assert headers["X-Backend"] == "first_frame=openvino, video=tensorrt"
+    assert headers["X-Weights"] == "5e7"
+    scaled = _clip_response(dataclasses.replace(clip, strength=0.5)).headers
+    assert scaled["X-Weights"] == "5e7; preference_strength=0.5"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,8 @@ def test_unusual_lengths_are_one_compilation_beside_the_others():
 
     def item(frames, category="waterfall"):
         options = defaults.replace(frames=frames, steps=1)
-        return ClipRequest("a horse", category, 1, options=options), np.zeros((8, 8, 3), np.uint8)
+        frame = np.zeros((8, 8, 3), np.uint8)
+        return runners.VideoItem(ClipRequest("a horse", category, 1, options=options), frame)
 
     assert model.cold(item(defaults.frames, "horse"))
     assert not model.cold(item(defaults.frames))  # the first category: compared with torch at the start

@@ -11,6 +11,8 @@ import pytest
 import uvicorn
 from ports import free_port
 
+from huvidpo.config import ClipRequest
+from huvidpo.errors import InvalidRequest
 from service import hop, router
 from service.desk import DESCRIBE, PREFIX, Desk, DeskDoor
 from service.errors import QueueFull, Unavailable, to_dict
@@ -59,6 +61,10 @@ class Work:
 def job(id="1", **fields):
     known = {"category": "horse", "style": "cartoon", "seed": 1, "negative_prompt": None, "options": {}}
     return RunnerJob(id=id, prompt="a horse", **known, **fields)
+
+
+def asked(strength):
+    return ClipRequest("a horse", "horse", 1, preference_strength=strength)
 
 
 async def until(condition):
@@ -331,6 +337,16 @@ def test_jobs_go_where_the_least_waits():
                 await routed.look()
                 await read(routed(job(str(number))))
             assert (busy.begun, free.begun) == (5, 4)
+            with pytest.raises(
+                InvalidRequest, match=r"got 0\.5; the weights of horse that run here have one"
+            ):
+                routed.check_strength(asked(0.5))
+            free.report["scalable"] = ["horse"]
+            await routed.look()
+            for strength in (0.5, 1):
+                routed.check_strength(asked(strength))
+            await read(routed(job("9", preference_strength=0.5)))  # though it has not the weights yet
+            assert (busy.begun, free.begun) == (5, 5)
 
     asyncio.run(main())
 

@@ -438,6 +438,35 @@ def test_the_check_that_the_docs_show():
     assert [action for action, _ in said] == ["tag", "ok", "block"]
 
 
+def test_the_strength_of_preferences_is_what_runs_or_refused(rig, monkeypatch):
+    assert asyncio.run(rig.events(steps=1))[-1].strength == 1
+    assert asyncio.run(rig.events(steps=1, preference_strength=0.5))[-1].strength == 0.5
+    assert rig.painters["video"].seen[-1].preference_strength == 0.5
+
+    runner = rig.core.video
+
+    async def older(job):  # which knows nothing of it, and says nothing
+        async for line in runner(job):
+            line.pop("strength", None)
+            yield line
+
+    monkeypatch.setattr(rig.core, "video", older)
+    assert asyncio.run(rig.events(steps=1))[-1].strength == 1
+    with pytest.raises(Unavailable, match="knows no preference_strength: update it"):
+        asyncio.run(rig.events(steps=1, preference_strength=0.5))
+
+    def refuse(clip):
+        if clip.preference_strength != 1:
+            raise InvalidRequest("no", "preference_strength")
+
+    monkeypatch.setattr(rig.core, "check_strength", refuse)
+    drawn = len(rig.painters["first_frame"].seen)
+    asyncio.run(rig.events(steps=1, preference_strength=1.0))
+    with pytest.raises(InvalidRequest):
+        asyncio.run(rig.events(steps=1, preference_strength=0.0))
+    assert len(rig.painters["first_frame"].seen) == drawn + 1  # no frame in vain
+
+
 @pytest.mark.parametrize(("format", "media_type"), [("gif", "image/gif"), ("webp", "image/webp")])
 def test_other_formats(rig, format, media_type):
     assert asyncio.run(rig.events(steps=1, format=format))[-1].media_type == media_type

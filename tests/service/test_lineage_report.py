@@ -48,6 +48,7 @@ def test_lineage_is_what_the_file_says(catalog):
         "file": "horse.safetensors",
         "bytes": file.stat().st_size,
         "sha256": sha256,
+        "adapter": None,
         "lineage": lineage,
         "metrics": {},
     }

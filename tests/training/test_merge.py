@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from huvidpo.catalog import DEFAULT_MODEL
+from huvidpo.catalog import DEFAULT_MODEL, adapter_path
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
-from huvidpo.files import hash_tensors
+from huvidpo.files import hash_file, hash_tensors
+from huvidpo.strength import at_strength
 from huvidpo.unet import VideoUNet, fingerprint
+from training import recover
 from training.lineage import card_path
 from training.merge import main
 
@@ -65,6 +68,15 @@ def test_merged_file_is_the_adapted_network(parts, tiny_family: Path) -> None:
     base = VideoUNet.from_pretrained(tiny_family / "video" / "unet").eval()
     torch.testing.assert_close(answer(with_weights(base, tensors)), answer(network), atol=1e-5, rtol=1e-5)
     own = base.state_dict()
+    for strength in (0.0, 0.5, 1.5):
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer):
+                layer.set_scale("default", strength)
+        scaled = with_weights(base, at_strength(tensors, lora.parent / "horse.safetensors", strength))
+        torch.testing.assert_close(answer(scaled), answer(network), atol=1e-5, rtol=1e-5)
+    without = with_weights(base, at_strength(tensors, lora.parent / "horse.safetensors", 0.0))
+    expected = answer(with_weights(base, load_tensors(stage1)))
+    torch.testing.assert_close(answer(without), expected, atol=1e-5, rtol=1e-5)
     assert set(tensors) == {n for n in own if "conv1d" in n or "attn1.to_q" in n or "attn_temp.to_v" in n}
 
 
@@ -85,11 +97,34 @@ def test_files_lineage_and_full_folder(parts, tmp_path: Path, capsys) -> None:
     card = json.loads(card_path(out).read_text())
     assert card["metrics"] == {"win_rate": 0.75}
     assert card["lineage"]["stage1_recipe"] == {"seed": 3}
+    adapter = adapter_path(out)
+    assert card["adapter"] == {"sha256": hash_file(adapter), "bytes": adapter.stat().st_size}
+    said = {"merged": hash_file(out), "stage1": lineage["stage1"], "base": lineage["base"]}
+    assert read_metadata(adapter).items() >= said.items()
 
     whole = VideoUNet.from_pretrained(full, torch_dtype=torch.float32).eval()
     expected = answer(network)
     assert (answer(whole) - expected).norm() < 2e-3 * expected.norm()  # fp16 on disk
     assert json.loads((full / "training.json").read_text()) == lineage
+
+
+def test_an_adapter_that_is_lost_is_found_again(parts, capsys) -> None:
+    _, stage1, lora = parts
+    assert main(arguments(stage1, lora)) == 0
+    out = lora.with_name("horse.safetensors")
+    tensors, kept = load_tensors(out), at_strength(load_tensors(out), out, 0.0)
+    adapter_path(out).unlink()
+    command = ["--model", DEFAULT_MODEL, "--merged", str(out), "--stage1"]
+    assert recover.main([*command, str(lora)]) == 2
+    assert "was trained on other weights" in capsys.readouterr().err
+    assert recover.main([*command, str(stage1)]) == 0
+    assert json.loads(card_path(out).read_text())["adapter"]["sha256"] == hash_file(adapter_path(out))
+    found = at_strength(tensors, out, 0.0)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(found[name].float(), tensor.float(), atol=1e-3, rtol=2**-10)
+    save_tensors(out, {name: tensor + 0.1 for name, tensor in tensors.items()}, read_metadata(out))
+    assert recover.main([*command, str(stage1)]) == 2
+    assert "was merged is not of rank 2" in capsys.readouterr().err
 
 
 def change(file: Path, metadata: dict[str, str] | None = None, rename: tuple[str, str] = ("", "")) -> None:

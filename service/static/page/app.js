@@ -82,7 +82,7 @@ async function generate() {
   $("generate").disabled = true; // twice pressed is one clip
   try {
     const form = new FormData();
-    const fields = { prompt: $("prompt").value, category: $("category").value, style: $("style").value, seed: $("seed").value };
+    const fields = { prompt: $("prompt").value, category: $("category").value, style: $("style").value, seed: $("seed").value, preference_strength: $("preference").value };
     for (const [name, value] of Object.entries(fields)) if (value) form.append(name, value);
     if (state.file) form.append("input_reference", state.file);
     const job = await api.create(form);
@@ -172,7 +172,9 @@ function render(job) {
   $("empty").hidden = done || !$("frame").hidden;
   $("empty").textContent = ended(job) ? doing : "";
   $("said").textContent = job.prompt;
-  $("tags").replaceChildren(...[job.category, job.style.replaceAll("-", " "), `seed ${job.seed}`].map(tag));
+  const tags = [job.category, job.style.replaceAll("-", " "), `seed ${job.seed}`];
+  if (job.preference_strength !== 1) tags.push(`preferences ${job.preference_strength}`);
+  $("tags").replaceChildren(...tags.map(tag));
   const warnings = job.warnings.join(" ");
   if ($("warnings").textContent !== warnings) $("warnings").textContent = warnings; // it is read out once
   for (const id of ["up", "down", "save", "lineage"]) $(id).hidden = !done;
@@ -253,6 +255,7 @@ function rater() {
 function again() {
   if (!state.job) return;
   for (const name of ["prompt", "category", "style", "seed"]) $(name).value = state.job[name];
+  $("preference").value = state.job.preference_strength === 1 ? "" : state.job.preference_strength;
   $("prompt").focus();
   $("prompt").scrollIntoView({ block: "center" });
 }
