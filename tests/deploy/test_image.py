@@ -89,7 +89,7 @@ def test_a_built_image_serves_a_clip(tmp_path):
     """HUVIDPO_IMAGE=localhost/huvidpo:cpu pytest tests/deploy, as root, after deploy/image/build.sh cpu."""
     port = free_port()
     own = {"BENTOML_PORT": str(port), "HUVIDPO_GRPC_PORT": str(free_port()), "BENTOML_HOST": "127.0.0.1"}
-    command = [ROOT / "deploy/image/run.sh", os.environ["HUVIDPO_IMAGE"], tmp_path]
+    command = [ROOT / "deploy/image/run.py", os.environ["HUVIDPO_IMAGE"], tmp_path]
     with subprocess.Popen(command, env=os.environ | own) as running:
         try:
             client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
