@@ -86,9 +86,10 @@ def test_the_ignore_file_lets_through_what_is_copied():
 
 @pytest.mark.skipif("HUVIDPO_IMAGE" not in os.environ, reason="HUVIDPO_IMAGE names no built image")
 def test_a_built_image_serves_a_clip(tmp_path):
-    """HUVIDPO_IMAGE=localhost/huvidpo:cpu pytest tests/deploy, as root, after deploy/image/build.sh cpu."""
+    """As root, after deploy/image/build.sh or bento.sh; HUVIDPO_IMAGE=localhost/huvidpo:cpu, say."""
     port = free_port()
     own = {"BENTOML_PORT": str(port), "HUVIDPO_GRPC_PORT": str(free_port()), "BENTOML_HOST": "127.0.0.1"}
+    own |= {"HUVIDPO_DATA": "/data", "BENTOML_HOME": "/tmp/bentoml"}  # ours has them already
     command = [ROOT / "deploy/image/run.py", os.environ["HUVIDPO_IMAGE"], tmp_path]
     with subprocess.Popen(command, env=os.environ | own) as running:
         try:

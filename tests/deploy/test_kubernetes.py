@@ -14,6 +14,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from huggingface_hub.file_download import repo_folder_name
 from rated import write_rated
 
 from huvidpo.files import hash_file
@@ -244,6 +245,12 @@ def test_feedback_becomes_a_candidate_that_the_gate_judges(tiny_family, tmp_path
         "GATE": "--count 1 --steps 1",
         "PATH": f"{tmp_path}:/usr/bin:/bin",
     }
+    clip = re.search(r"--clip (\S+)", environment(container)["GATE"])[1]
+    fetched = re.search(r"--clip=(\S+)@(\w{40})", render("overlays/scaled"))
+    assert (
+        clip
+        == f"/weights/hub/{repo_folder_name(repo_id=fetched[1], repo_type='model')}/snapshots/{fetched[2]}"
+    )
     (script,) = container["args"]
     script = re.sub(r"/(?=(training|data)/)", f"{tmp_path}/", script)
 

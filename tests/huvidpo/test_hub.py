@@ -19,6 +19,7 @@ from huvidpo.errors import CheckpointError
 from huvidpo.hub import NETWORK, TOKENIZER, Part, needed, weights
 from huvidpo.loading import fetch, load_vae
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from judging.judge import load_judge
 
 UNET = "diffusion_pytorch_model.safetensors"
 HALF = "diffusion_pytorch_model.fp16.safetensors"
@@ -50,7 +51,7 @@ def the_hub(
         text = text.replace(path, f'repo = "we/{name.removesuffix("_frame")}"')
     (catalog / "far.toml").write_text(text.replace("models.tiny", "models.far"))
     monkeypatch.setenv("HUVIDPO_CATALOG", str(catalog))
-    with fake_hub(repos) as running:
+    with fake_hub(dict(repos)) as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -212,3 +213,15 @@ def test_fetched_ahead_of_time_it_loads_without_the_hub(
     the_hub.repos.clear()
     assert fetch_model.main(["--model", "far", "--stage", "first_frame"]) == 2
     assert capfd.readouterr().err.startswith("error: we/first")
+
+
+def test_the_clip_of_the_gate_is_fetched_whole(the_hub: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
+    the_hub.repos["we/clip"] = Path(__file__).resolve().parents[2] / "models/tiny/clip"
+    arguments = ["--model", "far", "--dtype", "float32", "--stage", "video", "--check", "--clip"]
+    assert fetch_model.main([*arguments, f"we/clip@{COMMIT}"]) == 0
+    said = capfd.readouterr().out
+    folder = Path(re.search(r"^we/clip@1+: in (.*)$", said, re.M)[1])
+    assert (folder.name, folder.parent.parent.name) == (COMMIT, "models--we--clip")
+    assert load_judge(folder).model.config.projection_dim
+    assert fetch_model.main([*arguments, "we/clip@main"]) == 2
+    assert "main" in capfd.readouterr().err
