@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
-from huvidpo.checkpoint import read_metadata
+import torch
+
+from huvidpo.catalog import adapter_path
+from huvidpo.checkpoint import load_tensors, read_metadata
 from huvidpo.files import hash_file
+from huvidpo.lora import pair_halves
+from huvidpo.strength import at_strength
 from tiny.common import FAMILY
 
 ROOT = Path(__file__).parents[2]
@@ -40,3 +45,16 @@ def test_no_file_ships_from_a_commit_that_is_none() -> None:
     dirty = {name: file for name, file in files.items() if any("-dirty" in v for v in lineage(file).values())}
     assert {name: hash_file(file) for name, file in dirty.items()}.items() <= OLDER.items()
     assert OLDER.keys() <= dirty.keys(), "trained again from a commit: take it off the list"
+
+
+def test_every_category_with_preferences_ships_the_adapter_of_them() -> None:
+    preferred = [
+        f for f in (ROOT / FAMILY / "categories").glob("*.safetensors") if "lora_rank" in read_metadata(f)
+    ]
+    assert set(adapter_path(preferred[0]).parent.iterdir()) == {adapter_path(file) for file in preferred}
+    for file in preferred:
+        merged, adapter = load_tensors(file), adapter_path(file)
+        without = at_strength(merged, file, 0.0)  # raises for that of other weights
+        changed = {name for name in merged if not torch.equal(without[name], merged[name])}
+        assert changed == set(pair_halves(load_tensors(adapter)))
+        assert read_metadata(adapter)["stage1"] == read_metadata(file)["stage1"]
