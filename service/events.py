@@ -72,7 +72,7 @@ async def generate_events(
     events = core.generate(request)
     accepted = await anext(events)
     assert isinstance(accepted, Started)
-    drawn = 0 if request.first_frame else accepted.request.options.first_frame_steps
+    drawn = 0 if request.first_frame or request.image_url else accepted.request.options.first_frame_steps
     return EventStream(_lines(accepted, events, drawn, request_id, preview))
 
 

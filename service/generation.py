@@ -18,7 +18,7 @@ from huvidpo.config import MAX_SEED, ClipRequest, SamplingOptions
 from huvidpo.errors import InvalidRequest
 from huvidpo.watermark import LEAST, fits
 from huvidpo.words import known_words, warnings_of
-from service import metrics
+from service import image_url, metrics
 from service.errors import FrameCheckFailed, QueueFull, TimedOut, Unavailable, from_dict, row_of
 from service.images import read_first_frame
 from service.order import PRIORITIES, Priority
@@ -27,6 +27,7 @@ from service.request_id import CALLER, DOOR
 from service.schemas import MEDIA_TYPES, Format, GenerateRequest, RunnerJob
 from service.settings import Settings
 
+MAX_FETCHES = 8  # pictures in memory at once that requests named by their addresses
 UNKNOWN_SECONDS = 5.0  # to wait for a place while nothing is known of how long clips take
 LEAVING = "the service is shutting down, try again in a few seconds"
 
@@ -152,6 +153,7 @@ class Generation:
     draining: bool = field(default=False, init=False)
     _limits: set[asyncio.Timeout] = field(default_factory=set, init=False)  # of what is waited for
     _end: float = field(default=math.inf, init=False)  # loop time, of the drain
+    _fetching: int = field(default=0, init=False)
     _ends: dict[int, float] = field(default_factory=dict, init=False)  # loop time a plan's clip is expected
     _animating: float | None = field(default=None, init=False)  # seconds from first frame to clip, lately
 
@@ -217,14 +219,14 @@ class Generation:
     async def _generate(self, request: GenerateRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
         plan = self.admit(request, seconds)
         yield Started(plan.clip, self.settings.model, plan.warnings, plan.verdict)
-        if request.first_frame is not None:
-            frame = await self.read_first_frame(request.first_frame, plan.clip.options)
-        else:
+        frame = await self.frame_of(request, plan)
+        if frame is None:
             async with aclosing(self.draw(plan)) as drawing:
                 async for drawn in drawing:
                     if isinstance(drawn, Drawn):
                         frame = drawn.png
                     yield drawn
+        assert frame is not None
         async with aclosing(self._animate_in_time(plan, frame)) as events:
             async for event in events:
                 yield event
@@ -321,6 +323,12 @@ class Generation:
             asked = getattr(request, name)
             if asked is not None and asked > limit:
                 raise InvalidRequest(f"{name}: got {asked}, this server allows at most {limit}", name)
+        if request.image_url is not None and not self.settings.image_url_seconds:
+            raise InvalidRequest(
+                "image_url: addresses are not followed here, send the picture itself: first_frame, its bytes "
+                "in base64",
+                image_url.FIELD,
+            )
         self._can_be_marked(options)
         clip = ClipRequest(
             prompt=request.prompt,
@@ -354,10 +362,28 @@ class Generation:
             )
         return large
 
-    async def read_first_frame(self, data: bytes, options: SamplingOptions) -> bytes:
-        """An uploaded image file -> PNG of the model's size. Raises InvalidRequest."""
-        max_pixels = self.settings.max_image_megapixels * 1_000_000
-        return await asyncio.to_thread(read_first_frame, data, options.height, options.width, max_pixels)
+    async def frame_of(self, request: GenerateRequest, plan: Plan) -> bytes | None:
+        """The picture that came with the request, or that it names, as a PNG of the model's size; None if
+        it is to be drawn. Raises InvalidRequest, Unavailable.
+        """
+        if request.first_frame is not None:
+            return await self._first_frame(request.first_frame, plan.clip.options, "first_frame")
+        if request.image_url is None:
+            return None
+        if self._fetching >= MAX_FETCHES:
+            raise Unavailable("too many pictures are being fetched at once, try again in a few seconds")
+        self._fetching += 1
+        try:
+            seconds = min(self.settings.image_url_seconds, self._left(plan))
+            most = self.settings.max_body_mib * 2**20
+            data = await image_url.fetch(request.image_url, max(seconds, 0.0), most)
+            return await self._first_frame(data, plan.clip.options, image_url.FIELD)
+        finally:
+            self._fetching -= 1
+
+    async def _first_frame(self, data: bytes, options: SamplingOptions, field: str) -> bytes:
+        most = self.settings.max_image_megapixels * 1_000_000
+        return await asyncio.to_thread(read_first_frame, data, options.height, options.width, most, field)
 
     async def _run(
         self, stage: str, runner: Runner, job: RunnerJob, plan: Plan

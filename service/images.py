@@ -13,8 +13,11 @@ from huvidpo.video import crop_to_aspect
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def read_first_frame(data: bytes, height: int, width: int, max_pixels: int) -> bytes:
-    """A PNG, JPEG or WebP file -> a PNG file of height x width, cropped to aspect. Raises InvalidRequest.
+def read_first_frame(
+    data: bytes, height: int, width: int, max_pixels: int, field: str = "first_frame"
+) -> bytes:
+    """A PNG, JPEG or WebP file -> a PNG file of height x width, cropped to aspect. Raises InvalidRequest,
+    which names `field`.
 
     The pixel count is read from the header and checked before anything is decompressed.
     """
@@ -24,15 +27,15 @@ def read_first_frame(data: bytes, height: int, width: int, max_pixels: int) -> b
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise _refuse(
-                    f"{image.width} x {image.height} pixels, at most {max_pixels} pixels are allowed"
+                    field, f"{image.width} x {image.height} pixels, at most {max_pixels} pixels are allowed"
                 )
             pixels = to_rgb(image)
     except InvalidRequest:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, far above ours
-        raise _refuse(f"at most {max_pixels} pixels are allowed") from None
+        raise _refuse(field, f"at most {max_pixels} pixels are allowed") from None
     except Exception:  # Pillow's decoders raise whatever they like on broken files
-        raise _refuse("it cannot be read; send a whole PNG, JPEG or WebP file") from None
+        raise _refuse(field, "it cannot be read; send a whole PNG, JPEG or WebP file") from None
     return to_png(crop_to_aspect(pixels, height, width))
 
 
@@ -49,5 +52,5 @@ def from_png(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _refuse(reason: str) -> InvalidRequest:
-    return InvalidRequest(f"first_frame: {reason}", "first_frame")
+def _refuse(field: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {reason}", field)

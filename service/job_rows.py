@@ -130,11 +130,20 @@ class Rows:
             await self._do(lambda db: db.execute(sa.insert(JOBS).values(row)))
             return job
         except IntegrityError:
-            same = (JOBS.c.owner == job.owner) & (JOBS.c.idempotency_key == idempotency_key)
-            existing = await self._do(lambda db: db.execute(sa.select(JOBS).where(same)).first())
-        if existing is None or existing.fingerprint != fingerprint:
-            raise Conflict("Idempotency-Key: it was used for another request, take a new one")
-        return _job(existing)
+            made = await self.made(job.owner, idempotency_key, fingerprint)
+        if made is None:  # deleted meanwhile
+            raise Conflict(_USED)
+        return made
+
+    async def made(self, owner: str, idempotency_key: str | None, fingerprint: str) -> Job | None:
+        """The job that the same key and fingerprint made before. Raises Conflict for another fingerprint."""
+        if idempotency_key is None:
+            return None
+        same = (JOBS.c.owner == owner) & (JOBS.c.idempotency_key == idempotency_key)
+        row = await self._do(lambda db: db.execute(sa.select(JOBS).where(same)).first())
+        if row is not None and row.fingerprint != fingerprint:
+            raise Conflict(_USED)
+        return None if row is None else _job(row)
 
     async def get(self, id: str, owner: str | None = None) -> Job:
         """Raises NotFound, also for a job of another owner."""
@@ -194,10 +203,6 @@ class Rows:
         found = await self._do(lambda db: db.execute(query.group_by(JOBS.c.status)).all())
         ages = {status: max(0.0, float(age)) for status, _, age in found}
         return dict.fromkeys(ACTIVE, 0) | {status: n for status, n, _ in found}, ages.get("queued", 0.0)
-
-    async def has(self, owner: str, idempotency_key: str) -> bool:
-        query = sa.select(JOBS.c.id).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == idempotency_key)
-        return await self._do(lambda db: db.execute(query).first()) is not None
 
     async def holder(self, id: str) -> str | None:
         """The executor that works on the job, or did last."""
@@ -332,6 +337,7 @@ def _prepare(db: sa.Connection) -> None:
             db.execute(sa.text(f"ALTER TABLE {JOBS.name} ADD COLUMN {column.name} {kind}"))
 
 
+_USED = "Idempotency-Key: it was used for another request, take a new one"
 _LOCK = 0x48755669  # any number that no other program takes
 _JSON_FIELDS = ("request", "error", "report", "warnings", "prompt_verdict")
 _SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"

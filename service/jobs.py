@@ -139,19 +139,21 @@ class JobEngine:
         sent = request.model_dump_json() + (webhook or "")
         fingerprint = hashlib.sha256(sent.encode()).hexdigest()
         plan = self.core.admit(request)
-        frame = None
-        if request.first_frame is not None:
-            frame = await self.core.read_first_frame(request.first_frame, plan.clip.options)
+        if made := await self.rows.made(owner, idempotency_key, fingerprint):
+            return made  # what an address holds now, if anything, is another matter
+        if request.image_url is not None:
+            await self._check_room(owner)  # before it is fetched, and once more when it is there
+        frame = await self.core.frame_of(request, plan)
         options = {name: getattr(plan.clip.options, name) for name in ("steps", "guidance", "frames", "fps")}
         options |= {name: getattr(plan.clip, name) for name in ("seed", "style", "preference_strength")}
         options["first_frame"] = None
         decided = request.model_copy(update=options)
-        asked, id = decided.model_dump(), f"video_{uuid.uuid4().hex}"
+        asked, id = decided.model_dump(exclude={"image_url"}), f"video_{uuid.uuid4().hex}"
         told = {"warnings": list(plan.warnings), "prompt_verdict": plan.verdict and plan.verdict.told()}
         job = new_job(id, owner, asked, _steps(plan, frame), source, webhook, **told)
         try:
             async with self._adding if self.keys.limits_places(owner) else nullcontext():
-                if idempotency_key is None or not await self.rows.has(owner, idempotency_key):
+                if await self.rows.made(owner, idempotency_key, fingerprint) is None:
                     await self._check_room(owner)
                 if frame is not None:
                     await asyncio.to_thread(self.store.put, _frame_key(job.id), frame)

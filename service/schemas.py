@@ -100,6 +100,11 @@ class GenerateRequest(BaseModel):
     first_frame: ImageFile | None = Field(
         None, description="Base64 of a PNG, JPEG or WebP to start from, cropped to aspect."
     )
+    image_url: str | None = Field(
+        None,
+        max_length=4000,
+        description="https address of such a picture instead, where the server follows them.",
+    )
     preference_strength: Annotated[float, STRENGTH] | None = Field(
         None, description="Of people's preferences in the category: 0 is without them, 1 (absent) as shipped."
     )
@@ -111,7 +116,7 @@ class GenerateRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _by_our_names(cls, sent: Any) -> Any:
-        """The fields of OTHER_NAMES under ours. One that came by both names is refused."""
+        """The fields of OTHER_NAMES under ours. What came by both names is refused."""
         if not isinstance(sent, dict):
             return sent
         for other, name in OTHER_NAMES.items():
@@ -119,6 +124,10 @@ class GenerateRequest(BaseModel):
                 raise PydanticCustomError(
                     "named_twice", f"{other} and {name} mean the same: send one of them"
                 )
+        if sent.get("first_frame") is not None and sent.get("image_url") is not None:
+            raise PydanticCustomError(
+                "named_twice", "first_frame and image_url mean the same: send one of them"
+            )
         return {OTHER_NAMES.get(name, name): value for name, value in sent.items()}
 
 

@@ -32,6 +32,7 @@ class Settings:
     max_frames: int = 64  # most frames a request may ask for, 2..256
     max_body_mib: int = 16  # largest request body in MiB, 1..1024
     max_image_megapixels: int = 16  # largest uploaded first frame in millions of pixels, 1..200
+    image_url_seconds: int = 0  # a picture that a request names by its address has to come, 0..60; 0: none is
     request_timeout: int = 600  # seconds until a request is given up with 504, 1..86400
     accept_timeout: int = 15  # seconds a runner has to accept a job before 503, 1..600
     grpc_port: int = 3001  # where gRPC is answered, 1..65535; 0: nowhere
@@ -138,6 +139,7 @@ _RANGES = {
     "max_image_megapixels": (1, 200),
     "body_seconds": (1, 86_400),
     "frame_check_seconds": (1, 3600),
+    "image_url_seconds": (0, 60),
     "request_timeout": (1, 86_400),
     "accept_timeout": (1, 600),
     "grpc_port": (0, 65_535),

@@ -45,11 +45,13 @@ _VERIFIER = ThreadPoolExecutor(1)  # a clip at a time: the cores belong to the m
 SPRITES = 16  # most pictures of a spritesheet, in rows of four
 DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
 # The core's name of a field -> this API's
-NAMES = {ours: other for other, ours in OTHER_NAMES.items()} | {"first_frame": "input_reference"}
+NAMES = {ours: other for other, ours in OTHER_NAMES.items()} | {
+    "first_frame": "input_reference", "image_url": "input_reference"
+}  # fmt: skip
 
 
 class Reference(BaseModel):
-    """An image in a JSON body: no address is followed, the bytes come along."""
+    """An image in a JSON body: its bytes, as a data URL; or its address, where those are followed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -253,15 +255,20 @@ def owner(request: Request) -> str:
 async def read(request: Request, core: Generation) -> tuple[GenerateRequest, str | None]:
     """A JSON body or a form as the core's request, and its webhook. Raises InvalidRequest in our names."""
     asked, image = await _fields(request)
+    address = None
     if asked.input_reference is not None:
         url = asked.input_reference.image_url
-        if not (found := DATA_URL.match(url)):
+        if found := DATA_URL.match(url):
+            image = url[found.end() :]
+        elif core.settings.image_url_seconds and not url.lower().startswith("data:"):
+            address = url
+        else:
+            off = "" if core.settings.image_url_seconds else "; addresses are not followed here"
             raise InvalidRequest(
-                "input_reference: addresses are not followed here; send the image as a file or as a "
-                "data:image/png;base64,... URL",
+                "input_reference: send the image as a file or as a data:image/png;base64,... URL, of a PNG, "
+                f"JPEG or WebP{off}",
                 "input_reference",
             )
-        image = url[found.end() :]
     _check_model(asked, core)
     fields = {
         "prompt": asked.prompt,
@@ -275,6 +282,7 @@ async def read(request: Request, core: Generation) -> tuple[GenerateRequest, str
         "negative_prompt": asked.negative_prompt,
         "preference_strength": asked.preference_strength,
         "first_frame": image,
+        "image_url": address,
         "format": asked.format,
         "priority": asked.priority,
     }

@@ -28,7 +28,21 @@ def write_certificates(folder: Path, days: float = 30) -> dict[str, str]:
     return {name: str(folder / f"{name}.pem") for name in files}
 
 
-def _certificate(name, public, authority, days: float, ca: bool) -> bytes:
+def write_server_certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """PEM files of an authority, and of a TLS server's certificate under it with its key."""
+    authority, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    key = own.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    files = folder / "authority.pem", folder / "server.pem"
+    files[0].write_bytes(_certificate("authority", authority.public_key(), authority, days=30, ca=True))
+    files[1].write_bytes(
+        _certificate("server", own.public_key(), authority, days=30, ca=False, host=host) + key
+    )
+    return files
+
+
+def _certificate(name, public, authority, days: float, ca: bool, host: str | None = None) -> bytes:
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     uses = dict.fromkeys(_USES, False) | {"key_cert_sign" if ca else "digital_signature": True}
     builder = (
@@ -47,8 +61,12 @@ def _certificate(name, public, authority, days: float, ca: bool) -> bytes:
         )
     )
     if not ca:
-        purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+        usage = ExtendedKeyUsageOID
+        purpose = x509.ExtendedKeyUsage([usage.SERVER_AUTH if host else usage.EMAIL_PROTECTION])
         builder = builder.add_extension(purpose, critical=False)
+    if host:
+        names = x509.SubjectAlternativeName([x509.DNSName(host)])
+        builder = builder.add_extension(names, critical=False)
     return builder.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "category", "style", "seed", "steps", "guidance", "frames", "fps", "negative_prompt", "first_frame", "format", "priority", "preference_strength")
+    __slots__ = ("prompt", "category", "style", "seed", "steps", "guidance", "frames", "fps", "negative_prompt", "first_frame", "format", "priority", "preference_strength", "image_url")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class GenerateRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PREFERENCE_STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_URL_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     category: str
     style: str
@@ -38,7 +39,8 @@ class GenerateRequest(_message.Message):
     format: str
     priority: str
     preference_strength: float
-    def __init__(self, prompt: _Optional[str] = ..., category: _Optional[str] = ..., style: _Optional[str] = ..., seed: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., frames: _Optional[int] = ..., fps: _Optional[int] = ..., negative_prompt: _Optional[str] = ..., first_frame: _Optional[bytes] = ..., format: _Optional[str] = ..., priority: _Optional[str] = ..., preference_strength: _Optional[float] = ...) -> None: ...
+    image_url: str
+    def __init__(self, prompt: _Optional[str] = ..., category: _Optional[str] = ..., style: _Optional[str] = ..., seed: _Optional[int] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., frames: _Optional[int] = ..., fps: _Optional[int] = ..., negative_prompt: _Optional[str] = ..., first_frame: _Optional[bytes] = ..., format: _Optional[str] = ..., priority: _Optional[str] = ..., preference_strength: _Optional[float] = ..., image_url: _Optional[str] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("accepted", "queued", "progress", "clip", "chunk", "started")
