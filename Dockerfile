@@ -8,6 +8,7 @@
 # PIP_ARGS has no effect on what is installed: versions are those of requirements/*.txt.
 ARG BASE=python:3.11.14-slim-bookworm
 
+# checkov:skip=CKV_DOCKER_7: BASE is pinned above; what it is given as is its giver's
 FROM ${BASE} AS packages
 ARG PIP_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1

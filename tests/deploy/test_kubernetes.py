@@ -277,9 +277,10 @@ def test_feedback_becomes_a_candidate_that_the_gate_judges(tiny_family, tmp_path
 @pytest.mark.skipif(
     shutil.which("checkov") is None, reason="checkov is not installed: pipx install checkov==3.3.30"
 )
-def test_checkov_finds_nothing():
+@pytest.mark.parametrize("what", [("-d", RENDERED), ("-f", ROOT / "Dockerfile")], ids=["manifests", "image"])
+def test_checkov_finds_nothing(what):
     done = subprocess.run(
-        ["checkov", "-d", RENDERED, "--config-file", KUBERNETES / "checkov.yaml"],
+        ["checkov", *what, "--config-file", KUBERNETES / "checkov.yaml"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
