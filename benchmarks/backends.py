@@ -8,9 +8,9 @@
 `plain` is the papers' modules written out as diffusers writes its own (benchmarks/unet_forward.py), run
 eagerly; ratios are against it. `prepare` is what a backend does before the first step: conversion, export,
 compilation. `error` is |output - torch in float32| / |that|. `ms` is the median, `CPU ms` the least processor
-time of all threads. Backends that are not installed are skipped, and say so. The clip: first frame, 20 steps
-of video, decoding; `pixel` is the mean difference to torch in float32, of 255. Prints tables and appends one
-JSON line to benchmarks/results/.
+time of all threads. Backends that are not installed are skipped, and say so. The clip: first frame and
+video of 20 steps each, whatever the model's defaults, and decoding; `pixel` is the mean difference to torch
+in float32, of 255. Prints tables and appends one JSON line to benchmarks/results/.
 """
 
 import os
@@ -96,6 +96,7 @@ BACKENDS: dict[str, Callable[[VideoUNet, Inputs], Step]] = {
     "openvino_any_shape": openvino_any_shape,
     "openvino_bf16": openvino_bf16,
 }
+STEPS = 20  # of first frame and clip
 CLIPS = {
     "plain": ("torch", torch.float32),
     "torch_fp32": ("torch", torch.float32),
@@ -208,11 +209,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     repeats = 1 if args.quick else args.repeats
-    few = {"steps": 2, "first_frame_steps": 2} if args.quick else {}
+    number = 2 if args.quick else STEPS
     rows = []
     for name, spec in (QUICK if args.quick else NETWORKS).items():
         rows += steps(name, spec, args.only, repeats, 4 if args.quick else 16)
-    made = [] if args.no_clips else clips(args.only, repeats, **few)
+    made = [] if args.no_clips else clips(args.only, repeats, steps=number, first_frame_steps=number)
     if not args.quick:
         record(args, rows=rows, clips=made, backends=versions())
 

@@ -44,7 +44,7 @@ from benchmarks.service_overhead import free_port
 from deploy.rehearsal.cluster import Postgres
 
 LEASE_SECONDS = 5
-STEP_SECONDS = 0.05  # of denoising, first frame 20 of them
+STEP_SECONDS = 0.05  # of denoising; the first frame has the model's own number
 STEPS = 20  # of a clip
 ASK_SECONDS = 3.0  # until a gateway that does not answer is given up for the other
 START_SECONDS = 120.0

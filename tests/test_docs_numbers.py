@@ -45,7 +45,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
         "At full size": ("*full_width_*", "*gpu_check_*"),
     },
     "models/tiny/README.md": {
-        "": FAMILY,
+        "": (*FAMILY, "models/tiny/judge/table.json"),
         "What it is": ("models/tiny/**/*.safetensors", "tiny/*.py"),
         "Data and training": ("tiny/*.py", "training/recipes.py"),
     },

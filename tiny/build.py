@@ -40,7 +40,7 @@ def commands() -> dict[str, list[list[str]]]:
         "preferences": [[*MODULE, "tiny.preferences"]],
         "evaluate": [
             [*MODULE, "tiny.evaluate"],
-            [*MODULE, "tiny.judge.table", "--stage1", str(STAGE1), "--steps", "4", "6", "8", "12"],
+            [*MODULE, "tiny.judge.table", "--stage1", str(STAGE1), "--steps", "4", "6", "8", "12", "20"],
         ],
     }
 

@@ -148,9 +148,10 @@ def test_events_of_a_request(rig):
     assert started.model == DEFAULT_MODEL
     assert started.request.seed == 7
     stages = [event.stage for event in progress if isinstance(event, Progress)]
-    assert stages == ["first_frame"] * 20 + ["video"] * 2
+    drawn = started.request.options.first_frame_steps
+    assert stages == ["first_frame"] * drawn + ["video"] * 2
     kinds = [type(event) for event in progress]
-    assert kinds == [Queued, Begun, *[Progress] * 20, Drawn, Queued, Begun, Progress, Progress]
+    assert kinds == [Queued, Begun, *[Progress] * drawn, Drawn, Queued, Begun, Progress, Progress]
     assert isinstance(finished, Finished)
     assert finished.seed == 7
     assert finished.media_type == "video/mp4"
@@ -197,11 +198,12 @@ def test_waiting_is_told_with_the_seconds_to_expect(rig):
 def test_what_would_come_too_late_is_refused_at_once(rig):
     asyncio.run(rig.events(steps=2))
     rig.core._animating = 3600.0
-    drawn = len(rig.painters["first_frame"].seen)
-    rig.painters["first_frame"].permits = threading.Semaphore(0)
+    painter = rig.painters["first_frame"]
+    done = painter.steps
+    painter.permits = threading.Semaphore(0)
     with pytest.raises(TimedOut, match=r"would be ready in 36\d\d seconds, and has \d+: allow it more time"):
         asyncio.run(rig.events(steps=2))
-    assert rig.painters["first_frame"].steps == drawn * 20  # not a step was done for it
+    assert painter.steps == done  # not a step was done for it
 
 
 @pytest.mark.parametrize(("position", "eta", "begun", "about"), [

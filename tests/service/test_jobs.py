@@ -21,12 +21,14 @@ from ports import free_port
 
 from benchmarks.painted_runner import notes_of
 from deploy.rehearsal.cluster import Postgres
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.video import decode
 from service.images import to_png
 from service.store import open_store
 
 ROOT = Path(__file__).parents[2]
 FRAME = np.zeros((64, 64, 3), np.uint8)
+DRAWN = load_catalog().model(DEFAULT_MODEL).defaults.first_frame_steps  # of a job, before its video's
 
 
 @pytest.fixture
@@ -58,9 +60,9 @@ def postgres():
 def test_a_job_from_queue_to_clip(start):
     engine = start().ready()
     job = engine.do("create", seed=7, frames=4)
-    assert (job["status"], job["done"], job["total"]) == ("queued", 0, 24)
+    assert (job["status"], job["done"], job["total"]) == ("queued", 0, DRAWN + 4)
     job = engine.wait(job["id"])
-    assert (job["status"], job["done"], job["error"]) == ("completed", 24, None)
+    assert (job["status"], job["done"], job["error"]) == ("completed", DRAWN + 4, None)
     assert job["expires_at"] == pytest.approx(job["completed_at"] + 86_400)
     clip = engine.folder / "clips" / job["clip"]
     assert job["report"]["bytes"] == clip.stat().st_size
@@ -76,7 +78,7 @@ def test_killed_in_the_second_stage_it_goes_on_after_a_restart(start):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     engine = start(steps={"video": 0.5}).ready()
     id = engine.do("create", seed=7, trace=trace)["id"]
-    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.wait(id, lambda job: job["done"] > DRAWN)
     engine.kill()
     again = start().ready()
     job = again.wait(id)
@@ -90,7 +92,7 @@ def test_killed_in_the_second_stage_it_goes_on_after_a_restart(start):
 def test_stopped_in_order_it_goes_on_at_once(start):
     engine = start(steps={"video": 0.5}, lease_seconds=3600).ready()
     id = engine.do("create", seed=7)["id"]
-    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.wait(id, lambda job: job["done"] > DRAWN)
     engine.stop()
     job = start(lease_seconds=3600).ready().wait(id)  # nobody waits for the lease of one that said goodbye
     assert job["status"] == "completed"
@@ -105,7 +107,7 @@ def test_cancel_stops_within_a_step(start, when):
         engine.do("create", seed=1)
     id = engine.do("create", seed=7)["id"]
     if when != "queued":
-        engine.wait(id, lambda job: job["done"] >= (1 if when == "first_frame" else 21))
+        engine.wait(id, lambda job: job["done"] >= (1 if when == "first_frame" else DRAWN + 1))
     job = engine.do("cancel", id=id)
     steps = _steps(engine)
     assert (job["status"], job["error"]["code"]) == ("failed", "cancelled")
@@ -224,7 +226,7 @@ def test_a_stopped_gateway_that_wakes_up_changes_nothing(start):
     """Its lease has run out and another has its job: it stops at its next step, and one clip is kept."""
     zombie = start(steps={"video": 0.4}).ready()
     id = zombie.do("create", seed=7)["id"]
-    zombie.wait(id, lambda job: job["done"] >= 21)
+    zombie.wait(id, lambda job: job["done"] > DRAWN)
     zombie.process.send_signal(signal.SIGSTOP)
     heir = start(steps={"video": 0.4}).ready()
     heir.wait(id, lambda job: heir.lines()["video 7"] == 2)
@@ -240,7 +242,7 @@ def test_a_database_that_goes_away_for_a_while(start, postgres):
     """New jobs are refused meanwhile; the running one goes on, and ends once the database is back."""
     engine = start(postgres.url, steps={"video": 1.0}).ready()
     id = engine.do("create", seed=7)["id"]
-    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.wait(id, lambda job: job["done"] > DRAWN)
     postgres.stop()
     assert engine.do("create", seed=8)["error_"]["code"] == "unavailable"
     time.sleep(4)
@@ -255,7 +257,7 @@ def test_a_store_that_cannot_be_written_to_for_a_while(start):
     """What is made meanwhile is kept until it can be; an upload is refused."""
     engine = start(steps={"video": 0.2}).ready()
     id = engine.do("create", seed=7)["id"]
-    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.wait(id, lambda job: job["done"] > DRAWN)
     clips = engine.folder / "clips"
     clips.rename(engine.folder / "away")
     clips.touch()  # no folder any more: nobody can write to it, not even root
@@ -278,7 +280,7 @@ def test_a_store_that_cannot_be_written_to_for_a_while(start):
 def test_a_workflow_that_is_given_up_fails_its_job(start):
     engine = start(steps={"video": 0.5}).ready()
     id = engine.do("create", seed=7)["id"]
-    engine.wait(id, lambda job: job["done"] >= 21)
+    engine.wait(id, lambda job: job["done"] > DRAWN)
     engine.kill()
     with closing(sqlite3.connect(engine.folder / "workflows.sqlite")) as database:
         given_up = "update workflow_status set status = 'MAX_RECOVERY_ATTEMPTS_EXCEEDED'"
@@ -308,7 +310,7 @@ def test_a_bucket_that_comes_late_loses_nothing(start, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         engine = start(store_url="s3://clips/here").ready()
         id = engine.do("create", seed=7)["id"]
-        engine.wait(id, lambda job: job["done"] >= 20)
+        engine.wait(id, lambda job: job["done"] >= DRAWN)
         time.sleep(1)
         assert engine.do("get", id=id)["status"] == "in_progress"
         s3.bucket("clips")

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from huvidpo.catalog import load_catalog
 from tiny.judge import score
 from tiny.judge.attack import mixture, push
 from tiny.judge.calibrate import WANTED, compare, pairs_of_scenes
 from tiny.judge.score import FOLDER, Expected, Judge
+from tiny.judge.table import shipped
 from tiny.judge.tricks import TRICKS, fake, still
 from tiny.judge.worlds import FIRST
 from tiny.world import Scene, render
@@ -55,6 +57,20 @@ def test_the_calibration_covers_every_trick_and_the_truth_wins_where_it_is_stron
         assert shares[-1] >= WANTED, name
         if trick["still"]:
             assert min(shares) >= WANTED, name
+
+
+def test_the_default_steps_are_no_worse_than_twenty():
+    """The committed result of `python -m tiny.judge.table`: by truth, judge, motion and labels."""
+    found = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
+    options = load_catalog().model("tiny").defaults
+    few, many = (found["rows"][shipped(steps)] for steps in (options.steps, 20))
+    assert found["scenes"] >= 128
+    for name in ("psnr", "psnr_moving", "ssim_moving", "judge"):
+        assert few[name] >= many[name], name
+    assert few["motion"] >= 0.95 * many["motion"]
+    drawn = found["first_frames"]
+    for kind, share in drawn[str(options.first_frame_steps)].items():
+        assert share >= drawn["20"][kind] - 0.01, kind  # one of 128
 
 
 def test_an_attack_keeps_its_bound_and_the_first_frame(judge, truths, monkeypatch):

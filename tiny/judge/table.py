@@ -6,8 +6,8 @@
 
 Clips continue the true first frames of the held-out scenes of `tiny.dataset`. Rows that are always there: the
 truth, the truth through the VAE (no latent model does better), retrieval (the motion of the nearest of 64
-renders, pasted), the first frame frozen, rocking, and the truth backwards. All are compared with the truth;
-the judge does not see it.
+renders, pasted), the clip of most steps blurred (what a gain by fewer steps must not be), the first frame
+frozen, rocking, and the truth backwards. All are compared with the truth; the judge does not see it.
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ def main() -> None:
     rows |= {shipped(steps): made(scenes, truths, steps, None, args.keep) for steps in numbers}
     if args.stage1:
         rows[STAGE1] = made(scenes, truths, own, args.stage1, args.keep)
+    most = shipped(numbers[-1])
+    rows[f"{most}, blurred by 0.4 px"] = [fake(TRICKS["blur"], clip, clip, 0.4, 0) for clip in rows[most]]
     rows["frozen first frame"] = [still(truth) for truth in truths]
     rows["first frame rocking by 1.2 px"] = [fake(TRICKS["a still rocking"], t, t, 1.2, 0) for t in truths]
     rows["the truth backwards"] = [fake(TRICKS["reversing"], t, t, len(t) - 1, 0) for t in truths]
