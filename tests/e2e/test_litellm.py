@@ -1,6 +1,4 @@
-"""/v1/videos through LiteLLM, unpatched, as it speaks to vLLM. It is not in dev.txt: it brings the SDKs of a
-dozen clouds, and older versions of packages that BentoML uses.
-"""
+"""/v1/videos through LiteLLM, unpatched, as it speaks to vLLM."""
 
 import time
 
@@ -8,10 +6,18 @@ import pytest
 
 from huvidpo.video import decode
 
-litellm = pytest.importorskip("litellm", reason="LiteLLM is not installed: pip install litellm==1.110.2")
+
+@pytest.fixture
+def litellm(monkeypatch):
+    """Imported for this test alone: it takes seconds, in every process that does."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches that from GitHub
+    import litellm
+
+    return litellm
 
 
-def test_create_status_and_content(server):
+@pytest.mark.filterwarnings("ignore")  # pydantic's and asyncio's, of its own classes
+def test_create_status_and_content(server, litellm):
     where = {"api_base": f"{server.url}/v1", "api_key": "none"}
     extra = {"num_inference_steps": 2, "num_frames": 4, "seed": 5}
     job = litellm.video_generation(
