@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,28 +274,39 @@ async def survive(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def processes(folder: Path, painted: Path, database_url: str) -> tuple[list[Process], list[Process]]:
     """Gateways and runners, not started yet."""
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-    runners, gateways = [], []
-    for name in ("first_frame-0", "first_frame-1", "video-0", "video-1"):
-        port, stage = free_port(), name.partition("-")[0]
-        command = [sys.executable, "-m", "benchmarks.painted_runner", stage, str(port)]
-        command += [str(STEP_SECONDS), str(painted)]
-        runners.append(Process(name, port, command, shared, folder / f"{name}.log"))
-    urls = [one.url for one in runners]
-    for name in ("gateway-0", "gateway-1"):
-        port = free_port()
-        own = {
-            "BENTOML_SERVE_COMPONENT": "http_server", "BENTOML_HOST": "127.0.0.1",
-            "BENTOML_PORT": str(port),
-            "BENTOML_SERVE_DEPENDS": "FirstFrameRunner={},{} VideoRunner={},{}".format(*urls),
-            "BENTOML_HOME": str(folder / f"{name}-home"), "BENTOML_DO_NOT_TRACK": "True",
-            "HUVIDPO_GRPC_PORT": "0", "HUVIDPO_DATABASE_URL": database_url,
-            "HUVIDPO_DATA": str(folder / "data"), "HUVIDPO_LEASE_SECONDS": str(LEASE_SECONDS),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }  # fmt: skip
-        command = ["sh", "service/entrypoint.sh"]
-        gateways.append(Process(name, port, command, shared | own, folder / f"{name}.log"))
-    return gateways, runners
+    names = ("first_frame-0", "first_frame-1", "video-0", "video-1")
+    runners = [painted_process(folder, name, STEP_SECONDS, painted) for name in names]
+    own = {"HUVIDPO_DATABASE_URL": database_url, "HUVIDPO_LEASE_SECONDS": str(LEASE_SECONDS)}
+    own |= {"HUVIDPO_DATA": str(folder / "data")}
+    return [gateway_process(folder, f"gateway-{n}", runners, **own) for n in range(2)], runners
+
+
+def painted_process(folder: Path, name: str, step: float, painted: Path, more: float = 0.0) -> Process:
+    """`name`: its stage, "-" and a number."""
+    port, stage = free_port(), name.partition("-")[0]
+    command = [sys.executable, "-m", "benchmarks.painted_runner", stage, str(port)]
+    command += [str(step), str(painted), str(more)]
+    return Process(name, port, command, _shared(folder), folder / f"{name}.log")
+
+
+def gateway_process(folder: Path, name: str, runners: Sequence[Process], **own: str) -> Process:
+    port = free_port()
+    urls = {
+        stage: ",".join(one.url for one in runners if one.name.startswith(stage))
+        for stage in ("first_frame", "video")
+    }
+    own |= {
+        "BENTOML_SERVE_COMPONENT": "http_server", "BENTOML_HOST": "127.0.0.1", "BENTOML_PORT": str(port),
+        "BENTOML_SERVE_DEPENDS": f"FirstFrameRunner={urls['first_frame']} VideoRunner={urls['video']}",
+        "BENTOML_HOME": str(folder / f"{name}-home"), "BENTOML_DO_NOT_TRACK": "True",
+        "HUVIDPO_GRPC_PORT": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    command = ["sh", "service/entrypoint.sh"]
+    return Process(name, port, command, _shared(folder) | own, folder / f"{name}.log")
+
+
+def _shared(folder: Path) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(ROOT)}
 
 
 # --- what is measured ---

@@ -1,6 +1,7 @@
-"""A runner that paints instead of denoising; benchmarks/jobs_survive.py starts some.
+"""A runner that paints instead of denoising; benchmarks/jobs_survive.py and cluster_served.py start some.
 
     python -m benchmarks.painted_runner video 8001 0.05 video.log
+    python -m benchmarks.painted_runner video 8001 0.05 video.log 0.8     # two at once take 1.8 times as long
 
 Desk, batcher, messages and encoding are the service's; a step is a sleep. To the log go lines of JSON: the
 time, stage, process and seed of what has `begun`, made a `step`, is `done`, or has `left` before its end.
@@ -29,12 +30,12 @@ SIDE = 32  # pixels of a picture
 
 
 class Painter:
-    """A model whose every step takes `step` seconds, whatever the batch."""
+    """A model whose every step takes `step` seconds, and a share `more` of them for each further request."""
 
     backend, on_cpu, max_batch = "painter", False, None
 
-    def __init__(self, stage: str, step: float, log: Path):
-        self.stage, self.step, self.loaded = stage, step, dict[str, str]()
+    def __init__(self, stage: str, step: float, log: Path, more: float = 0.0):
+        self.stage, self.step, self.more, self.loaded = stage, step, more, dict[str, str]()
         self.can_pause = stage == "video"  # as the service's own
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -51,7 +52,7 @@ class Painter:
         pass
 
     def can_share(self, a: RunnerJob, b: RunnerJob) -> bool:
-        return self._steps(a) == self._steps(b)
+        return self._steps(a) == self._steps(b) and (self.stage == "first_frame" or a.category == b.category)
 
     def weights(self, item: RunnerJob) -> None:
         return None
@@ -60,7 +61,7 @@ class Painter:
         running = list(items)
         self._note("begun", running)
         for step in range(1, self._steps(items[0]) + 1):
-            time.sleep(self.step)
+            time.sleep(self.step * (1 + self.more * (len(running) - 1)))
             self._note("step", running)
             keep = on_step(step, self._steps(items[0]), None) or [True] * len(running)
             self._note("left", [item for item, kept in zip(running, keep, strict=True) if not kept])
@@ -96,10 +97,10 @@ def notes_of(text: str) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in whole.splitlines()], begun
 
 
-def main(stage: str, port: str, step: str, log: str) -> None:
+def main(stage: str, port: str, step: str, log: str, more: str = "0") -> None:
     encode = runners.encode_frame if stage == "first_frame" else runners.encode_clip
     batcher: Batcher[RunnerJob, Any] = Batcher(
-        stage, lambda: Painter(stage, float(step), Path(log)), max_batch=4, queue_size=64,
+        stage, lambda: Painter(stage, float(step), Path(log), float(more)), max_batch=4, queue_size=64,
         on_broken=runners.end_process,
     )  # fmt: skip
     desk = Desk(lambda job: runners.stream(batcher, job, encode))

@@ -28,10 +28,11 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
 
 from benchmarks import common
 from benchmarks.common import record, timed
-from service.order import Order, Started, Terms, gives_way
+from service.order import Order, Started, Terms, Waits, gives_way
 
 MAX_BATCH = 4
 SLO = 3.0  # times what a request takes alone
@@ -66,9 +67,17 @@ Choose = Callable[[list[Request], float], tuple[list[Request], float]]
 """Waiting, time -> the batch to run now, or none and the time to be asked again."""
 
 
+class Asked(Waits, Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+A = TypeVar("A", bound=Asked)
+
+
 @dataclass(kw_only=True)
-class Running(Started):
-    batch: Sequence[Request]
+class Running(Started, Generic[A]):
+    batch: Sequence[A]
     seconds: float  # it takes
     steps: int
     done: int = 0  # steps
@@ -78,6 +87,40 @@ class Running(Started):
         return self.seconds * (1 - self.done / self.steps)
 
 
+class Queue(Generic[A]):
+    """service/order.py, as service/batching.py uses it. `like`: whether two can share steps; `best`: how many
+    of a kind, of so many, run together.
+    """
+
+    def __init__(self, like: Callable[[A, A], bool], best: Callable[[str, int], int]):
+        self.like, self.best, self._order = like, best, Order()
+
+    def choose(self, waiting: Sequence[A], now: float) -> list[A]:
+        """The batch to run now."""
+        return self._take(self._first(self._order.arrange(waiting, now)), waiting)
+
+    def between(self, running: Running[A], waiting: Sequence[A], now: float) -> list[A]:
+        """The batch to run before the next step of the one on the device, or none."""
+
+        def fits(batch: Sequence[A]) -> bool:
+            return gives_way(running, running.seconds, running.left, batch, now)
+
+        if not any(fits([one]) for one in waiting):
+            return []
+        batch = self._first([one for one in self._order.arrange(waiting, now) if fits([one])])
+        while not fits(batch):
+            batch.pop()
+        return self._take(batch, waiting)
+
+    def _first(self, ordered: Sequence[A]) -> list[A]:
+        batch = [one for one in ordered if self.like(ordered[0], one)]
+        return batch[: self.best(ordered[0].kind, len(batch))]
+
+    def _take(self, batch: list[A], waiting: Sequence[A]) -> list[A]:
+        self._order.take(batch, idle=len(batch) == len(waiting))
+        return batch
+
+
 @dataclass(frozen=True)
 class Policy:
     """`between`: the batch between two of its steps, waiting, time -> the batch to run before the next one,
@@ -85,11 +128,15 @@ class Policy:
     """
 
     choose: Choose
-    between: Callable[[Running, list[Request], float], list[Request]] | None = None
+    between: Callable[[Running[Request], list[Request], float], list[Request]] | None = None
+
+
+def alike(a: Request, b: Request) -> bool:
+    return (a.kind, a.category) == (b.kind, b.category)
 
 
 def like(head: Request, others: Sequence[Request]) -> list[Request]:
-    return [one for one in others if (one.kind, one.category) == (head.kind, head.category)]
+    return [one for one in others if alike(head, one)]
 
 
 class Policies:
@@ -135,30 +182,8 @@ class Policies:
         return Policy(choose)
 
     def ours(self) -> Policy:
-        order = Order()
-
-        def first_of(ordered: Sequence[Request]) -> list[Request]:
-            batch = like(ordered[0], ordered)
-            return batch[: self.best(ordered[0].kind, min(MAX_BATCH, len(batch)))]
-
-        def choose(waiting: list[Request], now: float) -> tuple[list[Request], float]:
-            batch = first_of(order.arrange(waiting, now))
-            order.take(batch, idle=len(batch) == len(waiting))
-            return batch, math.inf
-
-        def between(running: Running, waiting: list[Request], now: float) -> list[Request]:
-            def fits(batch: Sequence[Request]) -> bool:
-                return gives_way(running, running.seconds, running.left, batch, now)
-
-            if not any(fits([one]) for one in waiting):
-                return []
-            batch = first_of([one for one in order.arrange(waiting, now) if fits([one])])
-            while not fits(batch):
-                batch.pop()
-            order.take(batch, idle=len(batch) == len(waiting))
-            return batch
-
-        return Policy(choose, between)
+        queue = Queue[Request](alike, lambda kind, most: self.best(kind, min(MAX_BATCH, most)))
+        return Policy(lambda waiting, now: (queue.choose(waiting, now), math.inf), queue.between)
 
     no_deadlines = ours
 
@@ -184,7 +209,7 @@ def arrivals(count: int, load: float, times: Times, seed: int) -> list[Request]:
 def simulate(requests: Sequence[Request], policy: Policy, times: Times) -> list[Request]:
     """The requests with their ends, but for those that are dropped. The policy knows what waits, no more."""
     waiting: list[Request] = []
-    begun: list[Running] = []  # the last is on the device, those before it wait for it
+    begun: list[Running[Request]] = []  # the last is on the device, those before it wait for it
     now, coming, horizon = 0.0, 0, len(requests)
 
     def begin(batch: list[Request]) -> None:

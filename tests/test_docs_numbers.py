@@ -51,6 +51,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
     },
     "docs/judge.md": {"": ("models/tiny/judge/*",)},
     "docs/full-size.md": {"": ("*full_width_*", "*gpu_check_*", "huvidpo/data/models.toml")},
+    "docs/capacity.md": {"": ("*capacity_*", "*gpu_check_*")},
     "docs/performance.md": {
         "On a CPU": ("*backends_*",),
         "The service under load": ("*service_overhead_*",),

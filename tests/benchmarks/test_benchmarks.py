@@ -13,6 +13,7 @@ from benchmarks.soak import slope
 QUICK = [
     "backends --only plain torch_fp32",
     "backends --only torch_fp32 openvino_fp32 --no-clips",
+    "capacity",
     "categories_resident",
     "dpo_beta",
     "dpo_memory",
@@ -30,6 +31,7 @@ QUICK = [
 # tests/service/test_jobs.py kills too, with the painted_runner
 APART = {"common", "equal_numbers", "export_full_size", "scheduling_service", "watermark"}
 APART |= {"jobs_survive", "painted_runner", "soak"}
+APART |= {"cluster_served", "cluster_simulated"}  # parts of capacity
 
 
 def test_every_benchmark_is_run_here():
