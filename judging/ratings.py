@@ -4,11 +4,14 @@
     python -m judging.ratings import scores.json --clips clips/horse --rater ann
     python -m judging.ratings export scores.json --clips clips/horse
     python -m judging.ratings simulate --clips clips/horse --model tiny
+    python -m judging.ratings filmed --clips clips/horse
     python -m judging.ratings repair --clips clips/horse --category horse
 
 `report` shows counts, agreement, the order with thumbnails, and the pairs that training would use. `import`
 and `export` speak HuViDPO's `[{"video": ..., "score": ...}]`. `simulate` adds the scores of a stated rule
-(`judging.judge`) under the rater's name `simulated`: for trying things out where nobody can rate. `repair`
+(`judging.judge`) under the rater's name `simulated`: for trying things out where nobody can rate. `filmed`
+says, as rater `filmed`, that each filmed clip is better than what the model made of its first frame (RealDPO,
+arXiv 2510.14955): for folders of `judging.candidates --beside`. `repair`
 keeps the lines of a damaged ratings file that are whole, and the file as it was beside it.
 """
 
@@ -30,6 +33,7 @@ from preferences.pairs import HOLDOUT, TIE, scores_by_clip
 from preferences.records import (
     RATINGS_FILE,
     SCORES,
+    Comparison,
     PreferencesError,
     Rating,
     append,
@@ -42,7 +46,7 @@ from preferences.records import (
 if TYPE_CHECKING:
     from judging.judge import Judge
 
-SIMULATED = "simulated"  # the rater's name: no person
+SIMULATED, FILMED = "simulated", "filmed"  # raters' names: no persons
 
 
 def rating_of(folder: Path, clip: ClipEntry, rater: str, score: float) -> Rating:
@@ -102,6 +106,34 @@ def simulate(folder: Path, ratings: Path, judge: "Judge", noise: float, seed: in
     return len(clips)
 
 
+def prefer_filmed(folder: Path, ratings: Path) -> int:
+    """Add to `ratings` that every filmed clip of `folder` is better than those made from its first frame.
+
+    Returns how many comparisons. Raises PreferencesError where there is none to add.
+    """
+    clips = read_clips(folder)
+    filmed = {clip.lineage["filmed"]: clip for clip in clips if "filmed" in clip.lineage}
+    pairs = [(filmed[name], clip) for clip in clips if (name := clip.lineage.get("first_frame")) in filmed]
+    if not pairs:
+        raise PreferencesError(
+            f"{folder}: no clip was made from the first frame of a filmed one that is there too; make such a "
+            "folder with judging.candidates --beside"
+        )
+    for real, made in pairs:
+        chosen = Comparison(
+            rater=FILMED,
+            category=real.category,
+            clip_a=real.video,
+            sha256_a=hash_file(folder / real.video),
+            clip_b=made.video,
+            sha256_b=hash_file(folder / made.video),
+            answer="a",
+            prompt=real.prompt,
+        )
+        append(ratings, chosen)
+    return len(pairs)
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     args.ratings = args.ratings or args.clips / RATINGS_FILE
@@ -139,6 +171,11 @@ def _simulate(args: argparse.Namespace) -> str:
     return f"{args.ratings}: {count} simulated ratings added; no person rated these clips"
 
 
+def _filmed(args: argparse.Namespace) -> str:
+    count = prefer_filmed(args.clips, args.ratings)
+    return f"{args.ratings}: {count} comparisons added, filmed over made; no person made them"
+
+
 def _repair(args: argparse.Namespace) -> str:
     if args.category is not None:
         load_catalog().category(args.category)
@@ -174,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     added = command("export", _export, "write mean scores as a HuViDPO JSON file")
     added.add_argument("file", type=Path)
     added.add_argument("--rater", help="one rater's scores alone")
+    command("filmed", _filmed, "add that filmed clips are better than those made from their first frames")
     added = command("repair", _repair, "keep the whole lines of a damaged file, and the file as it was")
     added.add_argument("--category", help="write this one where a line has none")
     added = command("simulate", _simulate, "add scores by a stated rule, as rater 'simulated'")

@@ -122,6 +122,8 @@ class DPOTask:
             kind=recipe.loss,  # type: ignore[arg-type]  # not kto
             smoothing=recipe.label_smoothing,
             anchor=recipe.anchor,
+            winner_weight=recipe.winner_weight,
+            safeguard=recipe.safeguard,
             weights=weights,
         )
 

@@ -11,7 +11,7 @@ prediction, one number per sample, and w, l the winner and the loser of a pair,
     loss     = -log sigmoid(beta m)                       and the variants of `preference_loss`
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from huvidpo.errors import HuViDPOError
 
-PairLoss = Literal["sigmoid", "ipo", "hinge"]
+MarginLoss = Literal["sigmoid", "ipo", "hinge"]
+PairLoss = MarginLoss | Literal["sft"]
 Stats = dict[str, Tensor]
 """Metrics to log: 0-d tensors without a gradient."""
 
@@ -67,6 +68,11 @@ def noise_error(prediction: Tensor, noise: Tensor) -> Tensor:
     A mean, not a sum, so that beta means the same for any size; ONE number for a whole clip. Raises
     ValueError for tensors that are neither 4-D nor 5-D.
     """
+    return _residual(prediction, noise).square().mean(dim=1)
+
+
+def _residual(prediction: Tensor, noise: Tensor) -> Tensor:
+    """prediction - noise [B, N], fp32, of what counts. Raises ValueError as `noise_error`."""
     if prediction.shape != noise.shape or prediction.ndim not in (4, 5):
         raise ValueError(
             f"prediction {list(prediction.shape)}, noise {list(noise.shape)}: "
@@ -74,7 +80,7 @@ def noise_error(prediction: Tensor, noise: Tensor) -> Tensor:
         )
     if prediction.ndim == 5:
         prediction, noise = prediction[:, :, 1:], noise[:, :, 1:]
-    return (prediction.float() - noise.float()).square().flatten(1).mean(dim=1)
+    return (prediction.float() - noise.float()).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class PairErrors:
 
 
 def preference_loss(
-    margin: Tensor, *, beta: float, kind: PairLoss = "sigmoid", smoothing: float = 0.0
+    margin: Tensor, *, beta: float, kind: MarginLoss = "sigmoid", smoothing: float = 0.0
 ) -> Tensor:
     """Loss [B] of margins [B].
 
@@ -119,7 +125,7 @@ def preference_loss(
         return (margin - 1 / (2 * beta)).square()
     if kind == "hinge":
         return F.relu(1 - u)
-    raise ValueError(f"loss {kind!r} is unknown; use one of {', '.join(get_args(PairLoss))}")
+    raise ValueError(f"loss {kind!r} is unknown; use one of {', '.join(get_args(MarginLoss))}")
 
 
 def dpo_loss(
@@ -131,6 +137,8 @@ def dpo_loss(
     kind: PairLoss = "sigmoid",
     smoothing: float = 0.0,
     anchor: float = 0.0,
+    winner_weight: float = 0.0,
+    safeguard: float | None = None,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """HuViDPO Eq. 9: (mean of `preference_loss` over B pairs, weighted by `weights` [B] if given; metrics).
@@ -139,7 +147,9 @@ def dpo_loss(
     [2B, C, F, H, W] or pictures [2B, C, H, W]: the B winners, then their losers. `noise` [B, ...] is the one
     that both samples of a pair were given. `anchor` > 0 takes anchor * max(0, L_w - Lref_w) off each margin
     in the loss: a pair is not won by making both samples worse, the loser more (DPO-Positive, arXiv
-    2402.13228).
+    2402.13228). `winner_weight` r adds r L_w to each pair's loss (Reg-DPO, arXiv 2511.01450). `safeguard` mu,
+    0..1, scales the loser's gradient by `loser_scale`. Kind "sft" learns the winners alone, L_w, and is what
+    any preference has to be better than.
 
     The metrics show the plain margin: `margin`, `accuracy` (share of pairs with a margin above 0, a tie
     counting one half), `winner_drift`, `loser_drift`, and the `rewards`. Raises ValueError for shapes that
@@ -147,8 +157,18 @@ def dpo_loss(
     """
     both = torch.cat([noise, noise])
     errors = PairErrors(*noise_error(policy, both).chunk(2), *noise_error(reference, both).chunk(2))
-    margin = errors.margin - anchor * F.relu(errors.winner_drift)
-    losses = preference_loss(margin, beta=beta, kind=kind, smoothing=smoothing)
+    if kind == "sft":
+        losses = errors.winner
+    else:
+        guarded = errors
+        if safeguard is not None:
+            winner, loser = _residual(policy.detach(), both).chunk(2)
+            scale = loser_scale(winner, loser, safeguard)
+            held = errors.loser.detach()
+            guarded = replace(errors, loser=held + scale * (errors.loser - held))
+        margin = guarded.margin - anchor * F.relu(errors.winner_drift)
+        losses = preference_loss(margin, beta=beta, kind=kind, smoothing=smoothing)
+        losses = losses + winner_weight * errors.winner
     loss = losses.mean() if weights is None else (weights * losses).mean()
     plain = errors.margin.detach()
     return loss, {
@@ -158,6 +178,18 @@ def dpo_loss(
         "loser_drift": errors.loser_drift.detach().mean(),
         **rewards(errors.winner_drift.detach(), errors.loser_drift.detach(), beta),
     }
+
+
+def loser_scale(winner: Tensor, loser: Tensor, mu: float) -> Tensor:
+    """How much of the losers' gradients, 0..1 [B], leaves the winners' errors alone (Diffusion-SDPO, arXiv
+    2511.03317): min(1, (1 - mu) |g_w|^2 / <g_l, g_w>) where the gradients g of the errors point the same way,
+    else 1. To first order a step on the outputs then cannot raise L_w. The gradients are residuals [B, N],
+    prediction less noise, times a number that cancels. mu 0 holds L_w where it is, 1 forbids all of the loser
+    that goes against the winner; the paper has 0.9 for Stable Diffusion 1.5, 0.6 for SDXL.
+    """
+    along = (loser * winner).sum(dim=1)
+    room = (1 - mu) * winner.square().sum(dim=1)
+    return torch.where(along > room, room / along.clamp(min=torch.finfo(along.dtype).tiny), 1.0)
 
 
 def rewards(winner_drift: Tensor, loser_drift: Tensor, beta: float) -> Stats:

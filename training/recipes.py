@@ -146,8 +146,10 @@ class DPORecipe(ClipRecipe):
     """Share of an adapter's inputs that a training step leaves out."""
     target_modules: Names = PROJECTIONS
     """Ends of the names of the linear layers that get an adapter: all attentions."""
-    loss: Literal["sigmoid", "ipo", "hinge", "kto"] = "sigmoid"
-    """`training.losses.preference_loss`; kto learns from single clips, better or worse than the mean."""
+    loss: Literal["sigmoid", "ipo", "hinge", "sft", "kto"] = "sigmoid"
+    """`training.losses.preference_loss`; sft learns the winners alone; kto learns from single clips, better
+    or worse than the mean.
+    """
     beta: Positive = 50.0
     """How strongly the reference holds, the loss being -log sigmoid(beta m). 50: the paper's reference code;
     Diffusion-DPO has 5000 for pictures (arXiv 2311.12908).
@@ -156,6 +158,12 @@ class DPORecipe(ClipRecipe):
     """Chance that a preference is the wrong way round; sigmoid loss only. Not the paper's, like all below."""
     anchor: NotNegative = 0.0
     """How much a rise of the winner's error counts against its pair: see `training.losses.dpo_loss`."""
+    winner_weight: NotNegative = 0.0
+    """What of the winner's error is added to the loss: Reg-DPO's r (arXiv 2511.01450: 50 at beta 2000)."""
+    safeguard: Annotated[Number, Ge(0), Le(1)] | None = None
+    """The loser's gradient is held back until, to first order, the winner's error cannot rise: mu of
+    Diffusion-SDPO (arXiv 2511.03317: 0.9 for Stable Diffusion 1.5, 0.6 for SDXL); None holds nothing back.
+    """
     gap_weights: bool = False
     """Pairs (clips, for kto) count by the gap between their ratings."""
     lowest_timestep: ShareBelow = 0.0
@@ -182,7 +190,9 @@ class DPORecipe(ClipRecipe):
     def __post_init__(self) -> None:
         smooth = self.loss == "sigmoid" or self.label_smoothing == 0
         _require(smooth, self, "label_smoothing", f"0 with the {self.loss} loss")
-        _require(self.loss != "kto" or self.anchor == 0, self, "anchor", "0 with the kto loss")
+        if self.loss in ("sft", "kto"):
+            for name, unused in (("anchor", 0.0), ("winner_weight", 0.0), ("safeguard", None)):
+                _require(getattr(self, name) == unused, self, name, f"{unused} with the {self.loss} loss")
         above = self.lowest_timestep < self.highest_timestep
         _require(above, self, "highest_timestep", "above lowest_timestep, at most 1")
         _require(self.patience == 0 or self.holdout > 0, self, "patience", "0 when no clips are held out")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from huvidpo.catalog import DEFAULT_MODEL
 from judging.ratings import SIMULATED, main, rating_of
 from preferences.clips import ClipEntry, read_clips, write_clips
 from preferences.pairs import scores_by_clip
-from preferences.records import append, read_records
+from preferences.records import Comparison, append, read_records
 
 CLIPS = 6
 
@@ -76,6 +77,21 @@ def test_scores_of_unknown_videos_are_refused_as_a_whole(folder, tmp_path, capsy
     assert "9.mp4 is no clip of" in error
     assert "more/5.mp4 is scored twice" in error
     assert not (folder / "ratings.jsonl").exists()
+
+
+def test_filmed_clips_are_preferred_to_those_made_of_their_first_frames(folder, capsys):
+    clips = read_clips(folder)
+    assert main(["filmed", "--clips", str(folder)]) == 2
+    assert "judging.candidates --beside" in capsys.readouterr().err
+    origins = [{"filmed": "a.png"}, {"first_frame": "a.png"}, {"first_frame": "b.png"}, {"filmed": "c.png"}]
+    for number, lineage in enumerate(origins):
+        clips[number] = dataclasses.replace(clips[number], lineage=lineage)
+    write_clips(folder, clips)
+    assert main(["filmed", "--clips", str(folder)]) == 0
+    assert "1 comparisons added, filmed over made; no person made them" in capsys.readouterr().out
+    (record,) = read_records(folder / "ratings.jsonl")
+    assert isinstance(record, Comparison)
+    assert (record.rater, record.clip_a, record.clip_b, record.answer) == ("filmed", "0.mp4", "1.mp4", "a")
 
 
 def rate(folder: Path, rater: str, scores: list[float]) -> None:

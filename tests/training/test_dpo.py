@@ -251,6 +251,7 @@ def test_steps_that_are_said_are_those_that_are_made():
         ["loss=hinge", "anchor=1"],
         ["loss=kto"],
         ["loss=kto", "gap_weights=true"],
+        ["winner_weight=50", "safeguard=0.9"],
     ],
 )
 def test_every_variant_learns_the_training_pairs(make_dpo, dpo_recipe, settings):
@@ -506,7 +507,8 @@ def test_paper_dpo_is_the_papers():
     ("assignment", "message"),
     [
         ("beta=0", "above 0"),
-        ("loss=simpo", "sigmoid, ipo, hinge, kto"),
+        ("loss=simpo", "sigmoid, ipo, hinge, sft, kto"),
+        ("safeguard=1.5", "0 to 1"),
         ("label_smoothing=0.5", "below 0.5"),
         ("holdout=0.6", "0 to 0.5"),
         ("highest_timestep=0", "above lowest_timestep"),

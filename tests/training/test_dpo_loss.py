@@ -10,6 +10,7 @@ from training.losses import (
     add_noise,
     dpo_loss,
     kto_loss,
+    loser_scale,
     noise_error,
     noise_prediction,
     prediction_target,
@@ -178,6 +179,9 @@ ERRORS = (0.5, 1.5, 0.75, 1.25)
         ({"kind": "ipo", "beta": 1.0}, 0.0625),
         ({"kind": "hinge"}, 0.5),
         ({"kind": "hinge", "beta": 8.0}, 0.0),
+        ({"kind": "sft"}, 0.5),
+        ({"winner_weight": 3.0}, 0.474077 + 3 * 0.5),
+        ({"safeguard": 0.9}, 0.474077),  # of the gradient alone
     ],
 )
 def test_variant_equals_its_hand_computed_value(options, expected):
@@ -194,6 +198,42 @@ def test_anchor_takes_the_winners_rise_off_the_margin():
     assert loss.item() == pytest.approx(0.974077, abs=1e-6)  # log(1 + e^0.5): m - 0.5 = -0.25
     assert stats["margin"].item() == pytest.approx(0.25)
     assert loss_of_errors(ERRORS, beta=2.0, anchor=1.0)[0].item() == pytest.approx(0.474077, abs=1e-6)
+
+
+def test_sft_learns_the_winners_alone():
+    parts = random_parts(0, SHAPES[0]).requires_grad_()
+    loss_of(*parts, beta=50, kind="sft")[0].backward()
+    assert (parts.grad[0][:, :, 1:] != 0).all()
+    assert (parts.grad[1:4] == 0).all()
+
+
+def test_the_safeguard_is_the_papers_formula():
+    """Residuals along one another by 4, of the winner 1: (1 - mu) 1 / 4; and no hold where they part."""
+    winner, loser = (
+        torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]),
+        torch.tensor([[4.0, 3], [-4, 3], [0.1, 3]]),
+    )
+    torch.testing.assert_close(loser_scale(winner, loser, 0.6), torch.tensor([0.1, 1.0, 1.0]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, shape=st.sampled_from(SHAPES), mu=st.floats(0, 1), beta=st.floats(1, 5000))
+def test_with_the_safeguard_no_step_raises_the_winners_error(seed, shape, mu, beta):
+    """One parameter moves both predictions, and the loser, far off the same way, pulls harder."""
+    winner, _, ref_w, ref_l, noise = random_parts(seed, shape)
+
+    def rise(safeguard: float | None) -> float:
+        shift = torch.zeros_like(winner, requires_grad=True)
+        losing = noise + 5 * (winner - noise)
+        loss, _ = loss_of(
+            winner + shift, losing + shift, ref_w, ref_l, noise, beta=beta / 5000, safeguard=safeguard
+        )
+        (gradient,) = torch.autograd.grad(loss, shift)
+        error = noise_error(winner + shift, noise).mean()
+        return -(gradient * torch.autograd.grad(error, shift)[0]).sum().item()
+
+    assert rise(None) > 0
+    assert rise(mu) < 1e-4 * rise(None)
 
 
 def test_weights_scale_each_pair():
