@@ -76,10 +76,11 @@ async def look_up(url: str, field: str, allow: str = "") -> tuple[httpx.URL, str
                 _RESOLVER, socket.getaddrinfo, where.raw_host.decode(), where.port, 0, socket.SOCK_STREAM
             )
     except (OSError, TimeoutError, UnicodeError):
-        raise InvalidRequest(f"{field}: the host {where.host[:100]!r} has no address", field) from None
+        found = []
     addresses = [str(one[4][0]) for one in found]
-    if not allowed and not all(is_public(address) for address in addresses):
-        raise InvalidRequest(f"{field}: {where.host[:100]!r} is in a private network", field)
+    if not addresses or not (allowed or all(is_public(address) for address in addresses)):
+        # one answer to both: whoever asks need not learn which names a private network has
+        raise InvalidRequest(f"{field}: the host {where.host[:100]!r} has no public address", field)
     return where, addresses[0]
 
 

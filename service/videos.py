@@ -257,6 +257,10 @@ async def read(request: Request, core: Generation) -> tuple[GenerateRequest, str
     asked, image = await _fields(request)
     address = None
     if asked.input_reference is not None:
+        if image is not None:
+            raise InvalidRequest(
+                "input_reference: got a file and an image_url, expected one of them", "input_reference"
+            )
         url = asked.input_reference.image_url
         if found := DATA_URL.match(url):
             image = url[found.end() :]
@@ -298,10 +302,13 @@ async def _fields(request: Request) -> tuple[VideoRequest, str | None]:
     """The body, and the uploaded image in base64."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return parse(VideoRequest, await request.body()), None
-    image, fields = None, dict[str, Any]()
+    image, fields, given = None, dict[str, Any](), set[str]()
     try:
         async with request.form(max_files=1, max_fields=50, max_part_size=2**24) as form:
             for name, value in form.multi_items():
+                if name in given:
+                    raise InvalidRequest(f"{name[:40]}: given more than once; give it once", None)
+                given.add(name)
                 if isinstance(value, UploadFile):
                     if name != "input_reference":
                         raise InvalidRequest(f"{name[:40]}: not a file field, known: input_reference", None)

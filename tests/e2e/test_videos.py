@@ -275,6 +275,16 @@ def test_sync_answers_with_the_clip(server):
     assert form.content == server.client.post("/v1/videos/sync", json=body).content
 
 
+def test_what_a_form_says_twice_is_refused(server):
+    picture = ("input_reference", ("a.png", b"picture", "image/png"))
+    twice = [("prompt", (None, "rain")), ("prompt", (None, "a horse"))]
+    both = [twice[0], picture, ("input_reference[image_url]", (None, "data:image/png;base64,AAAA"))]
+    for form, said in ((twice, "prompt: given more than once"), (both, "got a file and an image_url")):
+        answer = server.client.post("/v1/videos", files=form)
+        assert answer.status_code == 422
+        assert said in answer.json()["error"]["message"]
+
+
 def test_paths_leave_no_series_in_the_metrics(server, done):
     assert done.id not in server.client.get("/metrics").text
     assert server.client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"

@@ -95,12 +95,12 @@ def test_a_cancelled_job_is_told_and_410_ends_it(tmp_path, receive):
 @pytest.mark.parametrize(("url", "says"), [
     ("http://example.com/hook", "begins with https"), ("ftp://example.com", "expected an address like"),
     ("https://ann:secret@example.com/", "without a name"), ("https:///hook", "expected an address like"),
-    ("nonsense", "expected an address like"), ("https://127.0.0.1/", "private network"),
-    ("https://[::1]/", "private network"), ("https://10.1.2.3/", "private network"),
-    ("https://169.254.169.254/latest/meta-data", "private network"), ("https://0/", "private network"),
-    ("https://[::ffff:127.0.0.1]/", "private network"), ("https://[64:ff9b::7f00:1]/", "private network"),
-    ("https://[fd00::1]/", "private network"), ("https://localhost/", "private network"),
-    ("https://2130706433/", "private network"), ("https://no-such-host.invalid/", "has no address"),
+    ("nonsense", "expected an address like"), ("https://127.0.0.1/", "no public address"),
+    ("https://[::1]/", "no public address"), ("https://10.1.2.3/", "no public address"),
+    ("https://169.254.169.254/latest/meta-data", "no public address"), ("https://0/", "no public address"),
+    ("https://[::ffff:127.0.0.1]/", "no public address"), ("https://[64:ff9b::7f00:1]/", "no public address"),
+    ("https://[fd00::1]/", "no public address"), ("https://localhost/", "no public address"),
+    ("https://2130706433/", "no public address"), ("https://no-such-host.invalid/", "no public address"),
 ])  # fmt: skip
 def test_what_is_not_called(url, says):
     settings = Settings(webhook_secret=SECRET)
