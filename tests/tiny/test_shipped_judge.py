@@ -59,6 +59,17 @@ def test_the_calibration_covers_every_trick_and_the_truth_wins_where_it_is_stron
             assert min(shares) >= WANTED, name
 
 
+def test_an_optimiser_wins_by_no_tricks_and_its_gradients_are_caught_by_the_truth():
+    """The committed result of `python -m tiny.judge.attack`: its fakes are poorer by PSNR than what ships."""
+    found = json.loads((FOLDER / "attack.json").read_text(encoding="utf-8"))["opponents"]
+    for name in ("a still", "tricks", "pixels 4 of a still", "pixels 16 of a still"):
+        assert found[name]["truth_wins"] >= WANTED, name
+    family = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))["rows"]
+    shipped_now = family[shipped(load_catalog().model("tiny").defaults.steps)]["psnr"]
+    for name in found.keys() - {"tricks and the predictor"}:
+        assert found[name]["psnr"] < shipped_now - 2, name
+
+
 def test_the_default_steps_are_no_worse_than_twenty():
     """The committed result of `python -m tiny.judge.table`: by truth, judge, motion and labels."""
     found = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
