@@ -19,6 +19,7 @@ QUICK = [
     "dpo_memory",
     "full_width",
     "gpu",
+    "mixed_batch --backend torch --dtype float32",
     "options",
     "scheduling",
     "service_overhead --no-server",  # tests/e2e starts servers
