@@ -18,7 +18,7 @@ from service.runners import encode_clip
 from service.schemas import GenerateRequest, RunnerJob
 from service.settings import Settings
 
-CLIP = ClipRequest(prompt="a secret horse", category="horse", seed=7, style="cartoon")
+CLIP = ClipRequest("a secret horse", "horse", seed=7, style="cartoon", preference_strength=0.5)
 
 JOB = {
     "prompt": "a horse", "category": "horse", "style": None, "seed": 1, "negative_prompt": None,
@@ -53,6 +53,7 @@ def test_a_signed_clip_says_what_made_it(settings, marks, format, media_type):
     assert (lineage["model"], lineage["category"], lineage["style"], lineage["seed"]) == (
         DEFAULT_MODEL, "horse", "cartoon", 7,
     )  # fmt: skip
+    assert lineage["preference_strength"] == 0.5
     assert lineage["weights"] == weights_of(load_catalog(), DEFAULT_MODEL, "horse")["sha256"]
     signed = marks.mark(clip(format), media_type, CLIP, "of the weights that ran")
     assert verify(signed, settings)["lineage"]["weights"] == "of the weights that ran"
