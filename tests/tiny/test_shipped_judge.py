@@ -79,6 +79,9 @@ def test_the_default_steps_are_no_worse_than_twenty():
     for name in ("psnr", "psnr_moving", "ssim_moving", "judge"):
         assert few[name] >= many[name], name
     assert few["motion"] >= 0.95 * many["motion"]
+    assert (
+        found["rows"][f"{shipped(20)}, blurred by 0.4 px"]["judge"] < many["judge"]
+    )  # so it is no blur that wins
     drawn = found["first_frames"]
     for kind, share in drawn[str(options.first_frame_steps)].items():
         assert share >= drawn["20"][kind] - 0.01, kind  # one of 128
