@@ -21,7 +21,7 @@ import yaml
 from benchmarks.scheduling import Queue, Running
 from service.order import Terms, can_wait
 from service.pace import LEAST_GAIN
-from service.router import LOOK_SECONDS, RETRY_SECONDS, UNKNOWN_SECONDS
+from service.router import DRAWN, LOOK_SECONDS, RETRY_SECONDS, UNKNOWN_SECONDS
 from service.settings import Settings
 
 STAGES = ("first_frame", "video")
@@ -159,6 +159,7 @@ class Cluster:
     job_concurrency: int = Settings.job_concurrency
     max_queued_jobs: int = Settings.max_queued_jobs
     look_seconds: float = LOOK_SECONDS  # of gateways at runners; 0: before every choice
+    drawn: int = DRAWN  # runners of which a job goes to the best
 
 
 class Sample(NamedTuple):
@@ -233,17 +234,21 @@ class Pool:
         return bool(there.any() and self.seen_full[gateway][there].all())
 
     def choose(self, gateway: int) -> int | None:
-        """The runner with the least seconds of work, as the gateway knows it; of equals one that has said
-        that it has the weights; of these any."""
-        seen = self.seen[gateway]
-        least = seen.min()
-        if least == math.inf:
+        """Of some that have room the runner with the least seconds of work, as the gateway knows it; of
+        equals one that has said that it has the weights; of these any."""
+        seen, full, rng = self.seen[gateway], self.seen_full[gateway], self.simulation.rng
+        room = np.flatnonzero(np.isfinite(seen))
+        if not len(room):
             return None
-        equal = np.flatnonzero(seen == least)
+        if full.any():
+            room = room[~full[room]] if not full[room].all() else room
+        if len(room) > self.simulation.cluster.drawn:
+            room = room[rng.sample(range(len(room)), self.simulation.cluster.drawn)]
+        equal = room[seen[room] == seen[room].min()]
         if len(equal) > 1:
             known = equal[self.known_from[equal] <= self.simulation.now]
             equal = known if len(known) else equal
-        number = int(equal[int(self.simulation.rng.random() * len(equal))])
+        number = int(equal[int(rng.random() * len(equal))])
         seen[number] += self.each[number]
         return number
 

@@ -2,7 +2,8 @@
 
 BentoML knows one address of a service. Here it may be several, by commas, and a name is every address that it
 has, looked up again and again: a headless Service's are its pods. Each runner says what waits in it (GET
-/describe of desk.py); a job goes where the least does. One that does not answer gets nothing until it does.
+/describe of desk.py); of a few that are drawn a job goes where the least does. One that does not answer gets
+nothing until it does.
 
 BentoML's own client (1.4.39) sends pickle or JSON only, and does not close a stream whose reader stops: the
 responses are closed here, so the runner notices and drops the job.
@@ -32,6 +33,9 @@ from service.schemas import RunnerJob
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # between two looks at the names, and at what waits in each runner
 ANSWER_SECONDS = 2.0  # that a runner has to describe itself
+# Runners of which a job goes to the best, at random: what gateways know is a second old, and of all runners
+# they would take the same one. With many runners fewer clips are late so (benchmarks/capacity.py).
+DRAWN = 5
 UNKNOWN_SECONDS = 1.0  # of work in a job, where the runner has not learnt yet
 ALIVE_SECONDS = 10.0  # between two signs of life: a third of the lease of desk.py
 RETRY_SECONDS = 0.2
@@ -168,7 +172,9 @@ class Router:
     # --- which one ---
 
     async def _choose(self, job: RunnerJob, tried: Collection[_Peer]) -> _Peer:
-        """Where the job is, if it is anywhere; else where the least waits. Raises Unavailable."""
+        """Where the job is, if it is anywhere; else where the least waits, of DRAWN that have room. Raises
+        Unavailable.
+        """
         peers = [peer for peer in self._peers.values() if peer not in tried] or list(self._peers.values())
         if not peers:
             raise Unavailable(f"there is no {self.stage} runner, try again in a few seconds")
@@ -179,8 +185,9 @@ class Router:
             peer = known
         else:
             ready = [peer for peer in peers if peer.ready]
-            able = [peer for peer in ready if peer.gives(job)]
-            peer = min(able or ready or peers, key=lambda peer: peer.cost(job))
+            able = [peer for peer in ready if peer.gives(job)] or ready or peers
+            room = [peer for peer in able if not peer.full] or able
+            peer = min(random.sample(room, min(DRAWN, len(room))), key=lambda peer: peer.cost(job))
         if job.detach:
             self._places[job.id] = peer.url
             if len(self._places) > KEPT_PLACES:

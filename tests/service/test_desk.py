@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+from collections import Counter
 from contextlib import aclosing, asynccontextmanager
 
 import aiohttp
@@ -317,6 +318,24 @@ def test_a_runner_that_is_lost_later_is_not_replaced():
             assert (asked, work.begun) == (["PUT /jobs/1"], 0)
 
     asyncio.run(main())
+
+
+def test_gateways_that_know_the_same_do_not_all_send_to_one_runner():
+    """Each draws some runners with room, and takes the best of these; the worst never."""
+
+    def peer(n):
+        report = {"ready": True, "waiting": 64 * (n == 0), "queue_size": 64, "queued_seconds": float(n)}
+        return router._Peer(f"http://{n}", None, report)
+
+    async def main():
+        routed = router.Router("video", "http://a", 10)
+        routed._peers = {f"http://{n}": peer(n) for n in range(20)}
+        return Counter([(await routed._choose(job(), [])).url for _ in range(300)])
+
+    chosen = asyncio.run(main())
+    assert len(chosen) > 5
+    assert set(chosen) <= {f"http://{n}" for n in range(1, 21 - router.DRAWN)}
+    assert chosen["http://1"] > 300 / 19
 
 
 def test_jobs_go_where_the_least_waits():
