@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export BENTOML_DO_NOT_TRACK = True
 
-# equal_numbers compares two states of the project: it is run by hand; cluster_* are parts of capacity
-BENCHMARKS := $(filter-out __init__ common equal_numbers cluster_%,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# equal_numbers compares two states of the project: it is run by hand; cluster_* and painted_* are parts of others
+BENCHMARKS := $(filter-out __init__ common equal_numbers cluster_% painted_%,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .PHONY: help setup serve train test long check format bench rehearsal tiny lock protos
 

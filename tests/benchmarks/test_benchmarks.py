@@ -32,7 +32,7 @@ QUICK = [
 # tests/service/test_jobs.py kills too, with the painted_runner
 APART = {"common", "equal_numbers", "export_full_size", "scheduling_service", "watermark"}
 APART |= {"jobs_survive", "painted_runner", "soak"}
-APART |= {"cluster_served", "cluster_simulated"}  # parts of capacity
+APART |= {"cluster_report", "cluster_scaled", "cluster_served", "cluster_simulated"}  # parts of capacity
 
 
 def test_every_benchmark_is_run_here():

@@ -11,28 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import capacity, scheduling
-from benchmarks.capacity import (
-    DEPLOYED,
-    DOCUMENT,
-    SCALING,
-    WAITS,
-    compare,
-    filled,
-    latest_results,
-    tables,
-    turns,
-)
-from benchmarks.cluster_simulated import (
-    DONE,
-    LOST,
-    STAGES,
-    Autoscaler,
-    Cluster,
-    Request,
-    Scaler,
-    Simulation,
-    read_scalers,
-)
+from benchmarks.capacity import SCALING, compare, turns
+from benchmarks.cluster_report import DEPLOYED, DOCUMENT, LOADS, WAITS, filled, latest_results, tables
+from benchmarks.cluster_scaled import Autoscaler, Scaler, read_scalers
+from benchmarks.cluster_simulated import DONE, LOST, STAGES, Cluster, Request, Simulation
 from service.order import Terms
 from service.router import DRAWN
 
@@ -237,6 +219,6 @@ def test_sizes_are_near_linear_in_the_latest_results():
 def test_the_best_of_some_that_are_drawn_beats_the_best_of_all_in_the_latest_results():
     rows = {(row["drawn"], row["load"]): row for row in latest_results()["drawing"]}
     assert {drawn for drawn, _ in rows} > {1, DRAWN, 100}
-    for load in capacity.LOADS[1:]:
+    for load in LOADS[1:]:
         for other in (1, 100):
             assert rows[DRAWN, load]["p95"] < rows[other, load]["p95"]
