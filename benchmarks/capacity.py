@@ -2,6 +2,7 @@
 
     python -m benchmarks.capacity                    # ten minutes; tables and plots of docs/capacity.md too
     python -m benchmarks.capacity --price 2.5        # $ of a GPU-hour
+    python -m benchmarks.capacity --only failures    # the other tables stay
     python -m benchmarks.capacity --validate         # two minutes on a quiet machine: against the service
 
 Seconds of batches are those measured on one H100 (gpu_check). A load is seconds of work a second and video
@@ -18,7 +19,7 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ PER_GATEWAY = 16  # video runners
 JOBS_AT_ONCE = 32  # of a gateway, as deploy/kubernetes/overlays/scaled has it
 WARM = 0.2  # of the arrivals, not counted
 DAY = 86_400.0
+PARTS = ("sizes", "all_knowing_p95", "drawing", "gateways", "mixes", "failures", "scaling")
 TRACES = {"constant": 1.0, "day": 1.8, "bursts": 3.0}  # the peak, by the mean
 
 
@@ -203,8 +205,16 @@ class Capacity:
         steps = {kind: steps for kind, (_, steps) in KINDS.items()}
         return Cluster(self.times, runners, steps, **given)
 
-    def steady(self, videos: int, load: float, weights: Sequence[float] | None = None, **options: Any) -> Any:
-        moments = poisson(load * videos / self.work, max(self.count, self.each * videos), seed=1)
+    def steady(
+        self,
+        videos: int,
+        load: float,
+        weights: Sequence[float] | None = None,
+        longer: int = 1,
+        **options: Any,
+    ) -> Any:
+        count = longer * max(self.count, self.each * videos)
+        moments = poisson(load * videos / self.work, count, seed=1)
         return self.run(self.cluster(videos, **options), arrivals(moments, 2, weights=weights))
 
     def run(
@@ -269,11 +279,15 @@ class Capacity:
 
     def failures(self, videos: int) -> list[dict[str, Any]]:
         rows = []
-        for hours, restart in ((math.inf, 60.0), (24.0, 60.0), (24.0, 600.0), (1.0, 60.0), (1.0, 600.0)):
-            found, simulation = self.steady(videos, LOAD, mtbf_seconds=hours * 3600, restart_seconds=restart)
+        for hours, restart in ((math.inf, 60.0), (8.0, 60.0), (8.0, 600.0), (1.0, 60.0), (1.0, 600.0)):
+            fails = {"mtbf_seconds": hours * 3600, "restart_seconds": restart}
+            found, simulation = self.steady(videos, LOAD, longer=6, **fails)
+            failed = sum(runner.life for runner in simulation.pools["video"].runners.values())
             jobs = [one for one in simulation.requests if one.job]
-            rows.append({"mtbf_hours": hours if hours < math.inf else None, "restart_seconds": restart}
-                        | found | {"jobs_lost": sum(one.outcome == LOST for one in jobs)})  # fmt: skip
+            row = {"mtbf_hours": hours if hours < math.inf else None, "restart_seconds": restart}
+            rows.append(
+                row | found | {"failed": failed, "jobs_lost": sum(one.outcome == LOST for one in jobs)}
+            )
         return rows
 
     def scaling(self, videos: float, seconds: float) -> list[dict[str, Any]]:
@@ -387,6 +401,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = common.parser("few arrivals, four sizes")
     parser.add_argument("--price", type=float, default=2.5, help="$ of a GPU-hour")
     parser.add_argument("--arrivals", type=int, default=10_000, help="of a run, at least")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, help="parts, of the others what was recorded last"
+    )
     parser.add_argument("--validate", action="store_true", help="against real processes; nothing else")
     args = parser.parse_args(arguments)
     if args.price <= 0 or args.arrivals < 100:
@@ -409,6 +426,15 @@ def main(arguments: list[str] | None = None) -> None:
 def simulated(args: argparse.Namespace) -> dict[str, Any]:
     capacity = Capacity(args.price, *((100, 0) if args.quick else (args.arrivals,)))
     sizes, loads = ((1, 2), (LOAD,)) if args.quick else (SIZES, LOADS)
+    parts: dict[str, Callable[[], Any]] = {
+        "sizes": lambda: capacity.sizes(sizes, loads),
+        "all_knowing_p95": lambda: capacity.all_knowing(sizes),
+        "drawing": lambda: capacity.drawing(2 if args.quick else 100),
+        "gateways": lambda: capacity.gateways(2 if args.quick else 128),
+        "mixes": lambda: capacity.mixes(10),
+        "failures": lambda: capacity.failures(20),
+        "scaling": lambda: capacity.scaling(2 if args.quick else 10, 300 if args.quick else DAY),
+    }
     return {
         "inputs": {
             "seconds": {f"{stage} {kind} x{size}": round(seconds, 3)
@@ -416,14 +442,7 @@ def simulated(args: argparse.Namespace) -> dict[str, Any]:
             "told_as_steps": capacity.seen_busy,
             "scalers": {stage: dataclasses.asdict(one) for stage, one in read_scalers(SCALING).items()},
         },
-        "sizes": capacity.sizes(sizes, loads),
-        "all_knowing_p95": capacity.all_knowing(sizes),
-        "drawing": capacity.drawing(2 if args.quick else 100),
-        "gateways": capacity.gateways(2 if args.quick else 128),
-        "mixes": capacity.mixes(10),
-        "failures": capacity.failures(20),
-        "scaling": capacity.scaling(2 if args.quick else 10, 300 if args.quick else DAY),
-    }  # fmt: skip
+    } | {name: parts[name]() for name in args.only or parts}  # fmt: skip
 
 
 if __name__ == "__main__":

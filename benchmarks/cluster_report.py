@@ -54,10 +54,10 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
               f"{100 * row['in_time']:.1f}", f"{100 * row['busy']:.0f}") for row in result["mixes"]],
         )  # fmt: skip
         made["failures"] = table(
-            ("hours between failures", "back after, s", "told to try again, %", "jobs lost", "wait p95, s",
-             "in time, %"),
+            ("hours between failures", "back after, s", "failures", "told to try again, %", "jobs lost",
+             "wait p95, s", "in time, %"),
             [(f"{row['mtbf_hours']:.0f}" if row["mtbf_hours"] else "never", f"{row['restart_seconds']:.0f}",
-              f"{100 * row['lost']:.2f}", f"{row['jobs_lost']}", f"{row['wait_p95']:.1f}",
+              f"{row['failed']}", f"{100 * row['lost']:.2f}", f"{row['jobs_lost']}", f"{row['wait_p95']:.1f}",
               f"{100 * row['in_time']:.1f}") for row in result["failures"]],
         )  # fmt: skip
         made["scaling"] = table(
