@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import psutil
 
-from huvidpo import video, watermark
+from huvidpo import memory, video, watermark
 from huvidpo.catalog import load_catalog
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.errors import CheckpointError, EngineError, InvalidRequest
@@ -289,18 +289,9 @@ def tell_memory(stage: str, device: "torch.device") -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         limit = total * torch.cuda.get_per_process_memory_fraction(device)
     else:
-        used, limit = psutil.Process().memory_info().rss, _memory_of_host()
+        used, limit = psutil.Process().memory_info().rss, memory.limit()
     metrics.MEMORY_USED.labels(stage).set(used)
     metrics.MEMORY_LIMIT.labels(stage).set(limit)
-
-
-def _memory_of_host() -> int:
-    """Bytes: the container's limit, if it has one."""
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # version 1 of control groups; "max"
-        return psutil.virtual_memory().total
-    return min(limit, psutil.virtual_memory().total)
 
 
 def _max_batch(networks: Iterable[Any]) -> int | None:

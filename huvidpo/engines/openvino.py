@@ -20,10 +20,10 @@ from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
+from huvidpo import memory
 from huvidpo.checkpoint import first_line
 from huvidpo.engines.base import EngineSpec, OnLoad, Run
 from huvidpo.engines.manifest import engines_folder
@@ -33,8 +33,10 @@ from huvidpo.files import hash_facts, hash_file, whole_folder
 
 logger = logging.getLogger(__name__)
 
-KEPT_SHAPES = 4  # compiled networks kept per category, of fixed shapes
+KEPT_SHAPES = 2  # fixed shapes and numbers of streams that stay compiled in each category
 STREAMS = 2  # lines beside each other: a request with guidance has two
+KEPT = KEPT_SHAPES + 1  # compilations of a category: also one for any size
+GRAPH_BYTES = 150 * 2**20  # what each takes beside its weights, at most, as measured (docs/performance.md)
 Shapes = tuple[tuple[int, ...], ...]
 Key = tuple[Shapes, int]  # and streams
 ANY: Shapes = ()  # the network that takes all others
@@ -59,19 +61,19 @@ def openvino(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
     return OpenVINO(graph(row, module), module.state_dict(), precision, usual, spec.on_load)
 
 
-def check_memory(modules: Sequence[Any], available: int | None = None) -> None:
-    """Raises EngineError if the networks, each compiled KEPT_SHAPES times and once more for any size, could
-    take more than half of the bytes `available`, by default the machine's. torch shares what categories have
-    in common; OpenVINO holds every one whole.
+def check_memory(modules: Sequence[Any], free: int | None = None) -> None:
+    """Raises EngineError if the networks, in all their compilations, could take more than the
+    bytes that are `free`, by default to this process. torch shares what categories have in common; OpenVINO
+    holds every one whole, and beside it what it makes of it.
     """
-    available = psutil.virtual_memory().available if available is None else available
+    free = memory.available() if free is None else free
     distinct = {id(module): module for module in modules}.values()
     numbers = sum(tensor.numel() for module in distinct for tensor in module.state_dict().values())
-    needed = 4 * (KEPT_SHAPES + 1) * numbers
-    if needed > available / 2:
+    needed = 4 * KEPT * numbers + KEPT * GRAPH_BYTES * len(distinct)
+    if needed > free:
         raise EngineError(
             f"openvino may need {needed / 1e9:.1f} GB for {len(distinct)} networks, and "
-            f"{available / 1e9:.1f} GB are free: "
+            f"{free / 1e9:.1f} GB are free: "
             "serve with HUVIDPO_BACKEND=torch, which shares what categories have in common"
         )
 
@@ -118,6 +120,7 @@ class OpenVINO:
 
     For the usual sizes it is compiled with fixed shapes, which run up to 1.5 times as fast. All other sizes
     share one compilation: it takes seconds, and who asks for a new size each time would make the rest wait.
+    Its lines run one after the other: beside each other they were as fast, and take another 150 MiB.
 
     `usual`: shapes of the inputs, lines first. Without, every size is usual. The latest KEPT_SHAPES stay.
     """
@@ -170,8 +173,9 @@ class OpenVINO:
         return ((1, *sizes),)
 
     def _key(self, shapes: Shapes, lines: int) -> Key:
-        streams = min(STREAMS, lines, self.threads)
-        return (shapes if not self.usual or shapes == self.usual else ANY), streams
+        if self.usual and shapes != self.usual:
+            return ANY, 1
+        return shapes, min(STREAMS, lines, self.threads)
 
     def _compile_beside(self, key: Key) -> None:
         try:

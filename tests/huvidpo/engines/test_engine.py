@@ -377,12 +377,12 @@ def test_what_is_built_is_what_is_asked_for(cache: Path, precision: str) -> None
 def test_networks_that_memory_may_not_hold_are_left_to_torch(
     cache: Path, unet: VideoUNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 4 * (cpu_engines.KEPT_SHAPES + 1) * sum(tensor.numel() for tensor in unet.state_dict().values())
-    cpu_engines.check_memory([unet, unet], 2 * size)  # categories that share a network count once
+    numbers = sum(tensor.numel() for tensor in unet.state_dict().values())
+    size = cpu_engines.KEPT * (4 * numbers + cpu_engines.GRAPH_BYTES)
+    cpu_engines.check_memory([unet, unet], size)  # categories that share a network count once
     with pytest.raises(EngineError, match="HUVIDPO_BACKEND=torch"):
-        cpu_engines.check_memory([unet], 2 * size - 2)
-    memory = cpu_engines.psutil.virtual_memory()._replace(available=1)
-    monkeypatch.setattr(cpu_engines.psutil, "virtual_memory", lambda: memory)
+        cpu_engines.check_memory([unet], size - 1)
+    monkeypatch.setattr(cpu_engines.memory, "available", lambda: 1)
     modules = {"video_unet": {"": unet}}
     assert place_modules("auto", modules, CPU) == ("torch", modules)
 
