@@ -101,7 +101,7 @@ def draw(result: Result, file: Path) -> None:
         ylabel="seconds from asking to the answer",
         title="Every request, by when it was asked for",
     )
-    above.legend(loc="upper right", fontsize=8, ncols=3)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3)
     for number, entry in enumerate(result["timeline"]):
         for axis in (above, below):
             axis.axvspan(entry["from"], entry["to"], color="0.93" if number % 2 else "0.98", zorder=0)
