@@ -8,10 +8,11 @@ processes of their own. The runners are those of painted_runner.py, whose log sa
 
 Calm: from POST to the moment the job is on the device; from POST .../cancel to the moment the device is free.
 Faults: a seeded choice of process, killed with its children (and started again) or stopped for up to twice
-the lease, while jobs are asked for with Idempotency-Key. Then: `lost` were accepted and did not end well,
-`stuck` did not end at all, `doubled` are in the list twice, `made_again` began anew after their picture or
-clip was stored. `wasted` was computed to the end more than once before it was stored, as when a runner dies
-with it. What is found is held against the targets; where one is missed the status is 1.
+the lease, a gateway while it has a job; jobs are asked for with Idempotency-Key meanwhile. Then: `lost` were
+accepted and did not end well, `stuck` did not end at all, `doubled` are in the list twice, `made_again` began
+anew after their picture or clip was stored. `wasted` was computed to the end more than once before it was
+stored, as when a runner dies with it. What is found is held against the targets; where one is missed the
+status is 1.
 """
 
 import argparse
@@ -56,7 +57,10 @@ TARGETS: dict[str, Callable[[dict[str, Any]], bool]] = {
         not any(found[name] for name in ("lost", "doubled", "stuck", "unreadable"))
     ),
     "nothing made again": lambda found: not any(found["made_again"].values()),
-    "takeover <= lease + 2 s": lambda found: max(found["takeover_s"], default=0) <= LEASE_SECONDS + 2,
+    "takeover <= lease + 2 s, and seen": lambda found: (
+        max(found["takeover_s"], default=0) <= LEASE_SECONDS + 2
+        and (bool(found["takeover_s"]) or not any("gateway" in str(fault) for fault in found["faults"]))
+    ),
     "enqueue to device p95 <= 150 ms": lambda found: found["enqueue_ms"]["p95"] <= 150,
     "cancel to free device <= one step + 100 ms": lambda found: (
         found["cancel_ms"]["max"] <= 1000 * STEP_SECONDS + 100
@@ -352,6 +356,8 @@ async def faults(scene: Scene, args: argparse.Namespace, postgres: Postgres) -> 
             tell("no database")
             statuses = await without_database(scene, postgres, args.without_database)
         await asyncio.sleep(scene.rng.uniform(2.0, 4.0))
+        if process in scene.gateways:  # one that holds nothing says nothing of how fast it is taken over
+            await until(lambda one=process: one.executor and scene.watch.held_by(one.executor), STUCK_SECONDS)
         done.append(await (killed if kill else frozen)(scene, process))
         tell(json.dumps(done[-1]))
     await asking
@@ -372,8 +378,9 @@ async def killed(scene: Scene, process: Process) -> dict[str, Any]:
 
 
 async def frozen(scene: Scene, process: Process) -> dict[str, Any]:
-    at, executor, seconds = time.time(), process.executor, scene.rng.uniform(1.0, 2 * LEASE_SECONDS)
-    held = scene.watch.held_by(executor) if executor and seconds > LEASE_SECONDS + 2 else []
+    least = LEASE_SECONDS + 2.5 if process in scene.gateways else 1.0  # long enough to be taken over
+    at, executor, seconds = time.time(), process.executor, scene.rng.uniform(least, 2 * LEASE_SECONDS)
+    held = scene.watch.held_by(executor) if executor else []
     process.signal(signal.SIGSTOP)
     await asyncio.sleep(seconds)
     process.signal(signal.SIGCONT)
