@@ -647,7 +647,9 @@ def test_a_runner_that_breaks_between_two_steps_answers_everybody(model, monkeyp
     async def main():
         long, short = await long_then_short(batcher, model, log, after=1)
         model.allow()
-        return await asyncio.gather(long, short, return_exceptions=True)
+        answers = await asyncio.gather(long, short, return_exceptions=True)
+        await until(lambda: reasons)
+        return answers
 
     with closed(model, batcher):
         long, short = asyncio.run(main())
