@@ -5,8 +5,8 @@ python -m huvidpo.fetch --model sd14 --dtype float32 --stage video
 
 What is there whole is not fetched again, and a file that was cut off goes on. The files come into the hub's
 cache (HF_HUB_CACHE); serve with HF_HUB_OFFLINE=1 from then on. --check reads all of it, years later too, and
-holds it against the hashes it came with. --clip fetches the gate's too, and
-prints the folder that judging.promote takes as --clip.
+holds it against the hashes it came with. --clip fetches the gate's too, and prints the folder that
+judging.promote takes as --clip.
 """
 
 import argparse

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 KEPT_SHAPES = 2  # fixed shapes and numbers of streams that stay compiled in each category
 STREAMS = 2  # lines beside each other: a request with guidance has two
-KEPT = KEPT_SHAPES + 1  # compilations of a category: also one for any size
-GRAPH_BYTES = 150 * 2**20  # what each takes beside its weights, at most, as measured (docs/performance.md)
+KEPT = KEPT_SHAPES + STREAMS  # compilations of a category: also for any size, by numbers of streams
+GRAPH_BYTES = 128 * 2**20  # what each takes beside its weights, as measured (docs/performance.md)
 Shapes = tuple[tuple[int, ...], ...]
 Key = tuple[Shapes, int]  # and streams
 ANY: Shapes = ()  # the network that takes all others
@@ -62,9 +62,9 @@ def openvino(row: Row, category: str, module: Any, spec: EngineSpec) -> Run:
 
 
 def check_memory(modules: Sequence[Any], free: int | None = None) -> None:
-    """Raises EngineError if the networks, in all their compilations, could take more than the
-    bytes that are `free`, by default to this process. torch shares what categories have in common; OpenVINO
-    holds every one whole, and beside it what it makes of it.
+    """Raises EngineError if the networks, in all their compilations, could take more than the bytes
+    that are `free`, by default to this process. torch shares what categories have in common; OpenVINO holds
+    every one whole, and beside it what it makes of it.
     """
     free = memory.available() if free is None else free
     distinct = {id(module): module for module in modules}.values()
@@ -120,7 +120,6 @@ class OpenVINO:
 
     For the usual sizes it is compiled with fixed shapes, which run up to 1.5 times as fast. All other sizes
     share one compilation: it takes seconds, and who asks for a new size each time would make the rest wait.
-    Its lines run one after the other: beside each other they were as fast, and take another 150 MiB.
 
     `usual`: shapes of the inputs, lines first. Without, every size is usual. The latest KEPT_SHAPES stay.
     """
@@ -173,9 +172,8 @@ class OpenVINO:
         return ((1, *sizes),)
 
     def _key(self, shapes: Shapes, lines: int) -> Key:
-        if self.usual and shapes != self.usual:
-            return ANY, 1
-        return shapes, min(STREAMS, lines, self.threads)
+        streams = min(STREAMS, lines, self.threads)
+        return (shapes if not self.usual or shapes == self.usual else ANY), streams
 
     def _compile_beside(self, key: Key) -> None:
         try:
