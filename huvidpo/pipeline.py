@@ -43,6 +43,7 @@ from huvidpo.loading import (
     load_video_unet,
 )
 from huvidpo.schedule import (
+    SETTLE_FRACTION,
     Denoiser,
     StepCallback,
     drop_history,
@@ -52,6 +53,7 @@ from huvidpo.schedule import (
     make_scheduler,
     match_histogram,
     mix_noise,
+    noise_to_start,
     sample,
 )
 from huvidpo.strength import Scaled, Strengths
@@ -370,6 +372,30 @@ class VideoPipeline:
         latents = self.prepare_latents(requests, first)
         return self.decode(requests, self.denoise(requests, latents, text_kv, on_step))
 
+    @torch.no_grad()
+    def again(
+        self, requests: Sequence[ClipRequest], clips: Sequence[np.ndarray], share: float
+    ) -> list[np.ndarray | None]:
+        """As a call with the first frames of `clips`, but frames 1.. start from those of `clips`, noised to
+        `share` of the schedule: the smaller it is, the more of their motion is kept. 1 is the call itself.
+
+        `clips`: uint8 [F, H, W, 3], as many frames as are asked for. Raises InvalidRequest as a call does,
+        and for a share that is not above 0 and at most 1.
+        """
+        first_frames = [clip[0] for clip in clips]
+        if share == 1:
+            return self(requests, first_frames)
+        self.check_inputs(requests, first_frames)
+        options = requests[0].options
+        if wrong := {len(clip) for clip in clips} - {options.frames}:
+            raise InvalidRequest(f"clips: got one of {min(wrong)} frames, expected {options.frames}", "clips")
+        scheduler = make_scheduler(self.scheduler_config, options.sampler, options.steps, share)
+        clean = torch.stack([self.encode_first_frame(requests, list(clip)) for clip in clips]).transpose(1, 2)
+        noise = self.prepare_latents(requests, clean[:, :, 0])
+        latents = noise_to_start(scheduler, clean, noise)
+        text_kv = self.encode_prompt(requests)
+        return self.decode(requests, self.denoise(requests, latents, text_kv, share=share))
+
     def check_inputs(self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> None:
         """Raises InvalidRequest for an unknown category or style, text beyond the text encoder's context and
         a first frame that is not uint8 [H, W, 3], a size too small for LAMP's corrections, and a
@@ -444,15 +470,21 @@ class VideoPipeline:
         latents: Tensor,
         text_kv: Sequence[KeysValues],
         on_step: StepCallback | None = None,
+        share: float = 1.0,
     ) -> list[Tensor | None]:
-        """Clean latents [C, F, h, w] per request, None for those dropped. Cancelled when all are dropped."""
+        """Clean latents [C, F, h, w] per request, None for those dropped. Cancelled when all are dropped.
+
+        `share` of the schedule is how noisy frames 1.. are: see `make_scheduler`.
+        """
         options = requests[0].options
-        scheduler = make_scheduler(self.scheduler_config, options.sampler, options.steps)
+        scheduler = make_scheduler(self.scheduler_config, options.sampler, options.steps, share)
+        skipped = options.steps - len(scheduler.timesteps)
         out, rows = sample(
             self._denoiser(requests, text_kv),
             latents,
             scheduler,
             corrections=options.corrections,
+            settle_after=SETTLE_FRACTION * options.steps - skipped,
             on_step=on_step,
         )
         return _by_request(out, rows, len(requests))

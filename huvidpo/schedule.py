@@ -74,7 +74,7 @@ class DDIM(DDIMScheduler):
         return (next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise,)
 
 
-def make_scheduler(config: dict[str, Any], sampler: str, steps: int) -> Any:
+def make_scheduler(config: dict[str, Any], sampler: str, steps: int, share: float = 1.0) -> Any:
     """A fresh scheduler from the model's config, with its timesteps set, on the CPU as its tables are.
 
     "ddim": Denoising Diffusion Implicit Models (arXiv 2010.02502), eta 0. "dpm++": DPM-Solver++ 2M (arXiv
@@ -82,7 +82,12 @@ def make_scheduler(config: dict[str, Any], sampler: str, steps: int) -> Any:
     whatever class it is. Predictions are never clipped: latents are not pixels, which lie in [-1, 1]. Raises
     InvalidRequest for more steps than the model has timesteps, CheckpointError for a config that no sampler
     here can follow.
+
+    `share`: of the model's timesteps, above 0, where it starts; of the steps those below it follow. 1: all
+    of them. Raises InvalidRequest for any other.
     """
+    if not 0 < share <= 1:
+        raise InvalidRequest(f"share: got {share:g}, expected a number above 0 and of at most 1", "share")
     model = {name: config[name] for name in OF_THE_MODEL if config.get(name) is not None}
     prediction = model.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction", "sample"):
@@ -102,8 +107,20 @@ def make_scheduler(config: dict[str, Any], sampler: str, steps: int) -> Any:
             "the scheduler's config says prediction_type epsilon and starts at pure noise "
             "(rescale_betas_zero_snr), where noise says nothing of the clip; such models predict v"
         )
+    if share < 1:
+        start = max(0, round(share * scheduler.config.num_train_timesteps) - 1)
+        times = [start, *(time for time in times if time < start)]
     scheduler.set_timesteps(timesteps=times)
     return scheduler
+
+
+def noise_to_start(scheduler: Any, clean: Tensor, noise: Tensor) -> Tensor:
+    """Frames 1.. of `clean` as noisy as the first timestep has them, frame 0 clean: where `sample` starts
+    from to make a clip again (SDEdit, arXiv 2108.01073).
+    """
+    alpha = scheduler.alphas_cumprod[scheduler.timesteps[0]]
+    noisy = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+    return torch.cat([clean[:, :, :1], noisy[:, :, 1:]], dim=2)
 
 
 def spread(config: Any, steps: int, lead: int = 0) -> list[int]:

@@ -4,6 +4,8 @@
     python -m judging.candidates --model tiny --category horse --out clips/horse --weights horse.safetensors
     python -m judging.candidates --model sd14 --category candle --out clips/candle --prompts prompts.txt \\
         --first-frames pictures
+    python -m judging.candidates --model tiny --category horse --out clips/horse --beside filmed \\
+        --structural 0.7
 
 OUT receives the videos, `captions.jsonl` (preferences.clips says what is in a line, the lineage of the
 weights included) and `contact_sheet.png`. A prompt is used for `--seeds-per-prompt` clips in one style, so
@@ -11,6 +13,11 @@ that there are clips of the same prompt to choose between; prompts and styles ch
 `--prompts` a model is asked for the prompts of its catalog entry, one that has none of the category for the
 category's motion in various places. `--first-frames` is a folder of pictures, or of videos, whose first
 frames to start from in turn, for a subject that the first-frame model cannot draw.
+
+`--beside` is a folder of filmed clips, which stand among those made from their first frames, one of each.
+With `--structural ETA` (DenseDPO, arXiv 2506.03517) `--seeds-per-prompt` are made of each, and not from noise
+alone: the filmed clip is noised to ETA of the schedule and denoised again, so that what is made of it shares
+its motion and differs in local artefacts. The smaller ETA, the less differs; 1 is plain noise.
 """
 
 import argparse
@@ -19,15 +26,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Gt, Le
 from PIL import Image
 from tqdm import tqdm
 
 from huvidpo import command, video
 from huvidpo.catalog import DEFAULT_MODEL, Category, Model, Style, load_catalog
 from huvidpo.checkpoint import read_metadata
+from huvidpo.checks import Number, check
 from huvidpo.config import ClipRequest
 from huvidpo.errors import CheckpointError, InvalidRequest
 from huvidpo.files import hash_file, make_folder, whole_file, write_bytes
@@ -40,6 +49,7 @@ from training.data import VIDEO_SUFFIXES, is_hidden, read_captions, read_clip
 from training.recipes import ClipRecipe
 
 BATCH = 4  # clips made together; a clip does not depend on it
+Share = Annotated[Number, Gt(0), Le(1)]  # of the noise schedule
 PICTURE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp"])
 SHEET_FILE = "contact_sheet.png"
 PLACES = (
@@ -77,9 +87,12 @@ def plan(
     return plans
 
 
-def plan_beside(filmed: Sequence[ClipEntry], styles: Sequence[str], seed: int) -> list[Plan]:
-    """One clip for each filmed one: its prompt and first frame, its style or else the first of `styles`."""
-    return [Plan(clip.prompt, clip.style or styles[0], seed + i, clip.video) for i, clip in enumerate(filmed)]
+def plan_beside(filmed: Sequence[ClipEntry], styles: Sequence[str], each: int, seed: int) -> list[Plan]:
+    """`each` clips for every filmed one in a row: its prompt and first frame, its style or else the first of
+    `styles`; seeds as `plan`.
+    """
+    clips = [clip for clip in filmed for _ in range(each)]
+    return [Plan(clip.prompt, clip.style or styles[0], seed + i, clip.video) for i, clip in enumerate(clips)]
 
 
 def read_filmed(folder: Path) -> list[ClipEntry]:
@@ -139,15 +152,18 @@ def render(
     weights: Path,
     plans: Sequence[Plan],
     pictures: Mapping[str, np.ndarray] | None = None,
+    filmed: Mapping[str, np.ndarray] | None = None,
+    share: float = 1.0,
 ) -> Iterator[np.ndarray]:
-    """One clip, uint8 [F, H, W, 3], per plan. `pictures`: by the names that the plans have.
+    """One clip, uint8 [F, H, W, 3], per plan. By the names that the plans have: `pictures` to start from, or
+    clips `filmed`, noised to `share` of the schedule (1: their first frames).
 
     Raises InvalidRequest for a prompt that is too long, CheckpointError for weights that do not fit.
     """
     requests = [
         ClipRequest(p.prompt, category.name, p.seed, style=p.style, options=model.defaults) for p in plans
     ]
-    first: Any = None if pictures else FirstFramePipeline.from_catalog(model.name)
+    first: Any = None if pictures or filmed else FirstFramePipeline.from_catalog(model.name)
     if first:
         first.check_inputs(requests)  # before any work
     chosen = {category.name: weights}
@@ -155,8 +171,12 @@ def render(
     for start in range(0, len(plans), BATCH):
         batch = requests[start : start + BATCH]
         names = [str(p.picture) for p in plans[start : start + BATCH]]
-        images: Any = [pictures[name] for name in names] if pictures else first(batch)
-        clips: Any = second(batch, images)  # None only where a caller drops a clip, and none is dropped
+        clips: Any  # None only where a caller drops a clip, and none is dropped
+        if filmed:
+            clips = second.again(batch, [filmed[name] for name in names], share)
+        else:
+            images: Any = [pictures[name] for name in names] if pictures else first(batch)
+            clips = second(batch, images)
         yield from clips
 
 
@@ -169,15 +189,16 @@ def make(
     out: Path,
     pictures: Mapping[str, np.ndarray] | None = None,
     filmed: Mapping[str, np.ndarray] | None = None,
+    share: float = 1.0,
 ) -> list[ClipEntry]:
-    """Render `plans` into the folder `out`: videos, captions and contact sheet. Raises as `render`.
-
-    `filmed`: by the pictures' names, clips uint8 [F, H, W, 3] to stand beside those made from them.
+    """Render `plans` into the folder `out`: videos, captions and contact sheet. Arguments and errors as of
+    `render`; each clip of `filmed` comes after the first that is made from it.
     """
-    lineage = lineage_of(weights)
+    lineage = lineage_of(weights) | ({"structural": f"{share:g}"} if share < 1 else {})
     entries: list[ClipEntry] = []
     strips: list[Image.Image] = []
-    clips = render(model, category, weights, plans, pictures)  # as they are asked for
+    clips = render(model, category, weights, plans, pictures, filmed, share)  # as they are asked for
+    beside = dict(filmed or {})
     make_folder(out)
     for i, (p, clip) in enumerate(
         zip(plans, tqdm(clips, total=len(plans), desc=category.name, unit="clip"), strict=True)
@@ -193,10 +214,10 @@ def make(
             lineage=lineage | ({"first_frame": p.picture} if p.picture else {}),
         )
         shown = [(entry, clip)]
-        if filmed:
-            name, origin = f"{i:04d}_filmed.mp4", {"filmed": str(p.picture)}
+        if p.picture in beside:
+            name, origin = f"{i:04d}_filmed.mp4", {"filmed": p.picture}
             real = dataclasses.replace(entry, video=name, seed=None, model="", lineage=origin)
-            shown.append((real, filmed[str(p.picture)]))
+            shown.append((real, beside.pop(p.picture)))
         for entry, frames in shown:
             write_bytes(out / entry.video, video.encode(frames, model.defaults.fps))
             entries.append(entry)
@@ -222,6 +243,10 @@ def _main(args: argparse.Namespace) -> int:
     for name in ("count", "seeds_per_prompt"):
         if getattr(args, name) < 1:
             raise InvalidRequest(f"{name}: got {getattr(args, name)}, expected 1 or more", name)
+    if args.structural is not None:
+        check("structural", args.structural, Share, InvalidRequest)
+        if not args.beside:
+            raise InvalidRequest("structural: name the filmed clips to start from with --beside")
     if (args.out / CAPTIONS_FILE).exists():
         raise InvalidRequest(f"out: {args.out} already holds clips, which may have been rated: name another")
     weights = args.weights or model.categories / category.weights
@@ -230,13 +255,14 @@ def _main(args: argparse.Namespace) -> int:
             f"no weights at {weights}: train them with python -m training.motion, or name them with --weights"
         )
     styles = [catalog.style(name).name for name in args.styles or catalog.styles]
-    pictures = read_pictures(folder) if (folder := args.beside or args.first_frames) else {}
+    pictures = read_pictures(args.first_frames) if args.first_frames and not args.beside else {}
     filmed: dict[str, np.ndarray] = {}
     if args.beside:
         clips = read_filmed(args.beside)[: args.count]
         shape = {name: getattr(model.defaults, name) for name in ("frames", "height", "width", "fps")}
         filmed = {clip.video: read_clip(args.beside / clip.video, ClipRecipe(**shape)) for clip in clips}
-        plans = plan_beside(clips, styles, args.seed)
+        each = 1 if args.structural is None else args.seeds_per_prompt
+        plans = plan_beside(clips, styles, each, args.seed)
     else:
         plans = plan(
             chosen_prompts(args, model, category),
@@ -246,7 +272,8 @@ def _main(args: argparse.Namespace) -> int:
             args.seed,
             list(pictures),
         )
-    entries = make(model, category, weights, plans, catalog.styles, args.out, pictures, filmed)
+    share = 1.0 if args.structural is None else args.structural
+    entries = make(model, category, weights, plans, catalog.styles, args.out, pictures, filmed, share)
     print(f"{args.out}: {len(entries)} clips; look at {SHEET_FILE}, then rate them:")
     print(f"  python -m service.rating --clips {args.out}")
     return 0
@@ -277,6 +304,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--beside", type=Path, metavar="CLIPS", help="folder of filmed clips to put among the made ones"
+    )
+    parser.add_argument(
+        "--structural",
+        type=float,
+        metavar="ETA",
+        help="start from the clips of --beside, noised to this share of the schedule (above 0, at most 1)",
     )
     parser.add_argument("--styles", nargs="+", metavar="STYLE", help="default: all of the catalog")
     parser.add_argument("--seeds-per-prompt", type=int, default=2, help="clips of each prompt (2)")

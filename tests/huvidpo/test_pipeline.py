@@ -79,6 +79,13 @@ def assert_close(a: list[Tensor | None], b: list[Tensor | None], atol: float = 1
         torch.testing.assert_close(one, other, atol=atol, rtol=0)
 
 
+def assert_frames_close(a: np.ndarray | None, b: np.ndarray | None) -> None:
+    """But for the rounding of a level."""
+    assert a is not None
+    assert b is not None
+    assert np.abs(a.astype(int) - b).max() <= 1
+
+
 def test_prompt_to_clip(first: FirstFramePipeline, video: VideoPipeline) -> None:
     requests = [request(), request(PROMPTS[2], seed=2, style="pixel-art")]
     images = first(requests)
@@ -143,6 +150,29 @@ def test_frame_0_stays_the_first_frames_latent(video: VideoPipeline) -> None:
     assert out is not None
     assert torch.equal(out[:, 0], encoded[0])
     assert not torch.allclose(out[:, 1], encoded[0])
+
+
+@pytest.mark.parametrize("corrections", ["none", "lamp"])
+def test_a_clip_made_again_keeps_more_of_itself_the_less_it_is_noised(
+    video: VideoPipeline, corrections: str
+) -> None:
+    asked = [request(corrections=corrections, steps=8), request(seed=2, corrections=corrections, steps=8)]
+    clips = [np.stack([image(10 * i + f) for f in range(4)]) for i in range(2)]
+    plain = video(asked, [clip[0] for clip in clips])
+    far = []
+    for share in (1, 0.7, 0.05):
+        made = video.again(asked, clips, share)
+        assert_frames_close(made[1], video.again(asked[1:], clips[1:], share)[0])
+        assert_frames_close(made[0][0], plain[0][0])  # the first frame, whatever the share
+        assert np.array_equal(made[0], plain[0]) == (share == 1)
+        through_vae = from_latents(video.vae, to_latents(video.vae, clips[0]))
+        far.append(np.abs(made[0][1:].astype(float) - through_vae[1:]).mean())
+    if corrections == "none":  # LAMP's move every frame's colours, whatever it was
+        assert far[0] > far[1] > far[2]
+    with pytest.raises(InvalidRequest, match="clips: got one of 3 frames, expected 4"):
+        video.again(asked, [clips[0], clips[1][:3]], 0.5)
+    with pytest.raises(InvalidRequest, match="share: got 0,"):
+        video.again(asked, clips, 0)
 
 
 def test_every_input_matters(video: VideoPipeline) -> None:

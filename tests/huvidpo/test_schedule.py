@@ -28,6 +28,7 @@ from huvidpo.schedule import (
     make_scheduler,
     match_histogram,
     mix_noise,
+    noise_to_start,
     sample,
     spread,
     step_frames,
@@ -153,6 +154,41 @@ def test_any_number_of_steps_ends_clean(sampler: str, config: dict, steps: int) 
     # without set_alpha_to_one DDIM ends at alpha_bar of T = 0, just short of clean
     ends_short = sampler == "ddim" and not config.get("set_alpha_to_one", True)
     torch.testing.assert_close(out, clean, atol=0.15 if ends_short else 5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("share", [1e-6, 0.01, 0.5, 0.75, 0.999])
+def test_a_clip_is_made_again_from_any_share_of_the_schedule(
+    sampler: str, config: dict, share: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 1, 4, 3, 5, 5, generator=generator)
+    plain = make_scheduler(config, sampler, 20).timesteps.tolist()
+    scheduler = make_scheduler(config, sampler, 20, share)
+    start, *rest = scheduler.timesteps.tolist()
+    assert start == max(0, round(1000 * share) - 1)
+    assert rest == [time for time in plain if time < start]
+    noisy = noise_to_start(scheduler, clean, noise)
+    assert torch.equal(noisy[:, :, 0], clean[:, :, 0])
+    assert not torch.equal(noisy[:, :, 1:], clean[:, :, 1:])
+    out, _ = sample(perfect_model(clean, config), noisy, scheduler)
+    ends_short = sampler == "ddim" and not config.get("set_alpha_to_one", True)
+    torch.testing.assert_close(out, clean, atol=0.15 if ends_short else 5e-3, rtol=0)
+
+
+def test_noise_to_start_is_what_training_adds() -> None:
+    clean, noise = torch.randn(2, 1, 4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    scheduler = make_scheduler(SD14, "ddim", 20, 0.5)
+    added = DDIMScheduler(**SD14).add_noise(clean, noise, torch.tensor([499]))
+    torch.testing.assert_close(noise_to_start(scheduler, clean, noise)[:, :, 1:], added[:, :, 1:])
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan, math.inf])
+def test_any_other_share_is_refused(share: float) -> None:
+    assert make_scheduler(SD14, "ddim", 4, 1).timesteps.tolist() == [751, 501, 251, 1]
+    with pytest.raises(InvalidRequest, match=r"^share: got .*, expected a number above 0 and of at most 1$"):
+        make_scheduler(SD14, "ddim", 4, share)
 
 
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)

@@ -127,6 +127,29 @@ def test_filmed_clips_stand_beside_those_made_from_their_first_frames(tiny_famil
         )
 
 
+def test_structural_clips_are_made_of_the_filmed_ones(tiny_family, tmp_path):
+    filmed = tmp_path / "filmed"
+    filmed.mkdir()
+    for i in range(2):
+        write_clip(filmed / f"{i}.mp4", seed=i, frames=20)
+        (filmed / f"{i}.txt").write_text("a horse runs")
+    clips = {}
+    for name, share, count in (("near", "0.05", "2"), ("plain", "1", "1")):
+        command = ["--category", "horse", "--beside", str(filmed), "--out", str(tmp_path / name)]
+        assert main([*command, "--structural", share, "--count", count]) == 0
+        clips[name] = [video.decode(tmp_path / name / e.video)[0] for e in read_clips(tmp_path / name)]
+    entries = read_clips(tmp_path / "near")
+    names = ["0000", "0000_filmed", "0001", "0002", "0002_filmed", "0003"]
+    assert [e.video for e in entries] == [f"{name}.mp4" for name in names]
+    assert [e.seed for e in entries] == [0, None, 1, 2, None, 3]
+    assert [e.lineage.get("first_frame") for e in entries] == ["0.mp4", None, "0.mp4", "1.mp4", None, "1.mp4"]
+    assert [e.lineage.get("structural") for e in entries] == ["0.05", None, "0.05", "0.05", None, "0.05"]
+    assert "structural" not in read_clips(tmp_path / "plain")[0].lineage, "of 1 it is the plain candidate"
+    assert not np.array_equal(clips["near"][0], clips["near"][2]), "two seeds"
+    distances = [np.abs(clips[name][0].astype(float) - clips[name][2]).mean() for name in ("near", "plain")]
+    assert distances[0] < distances[1]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -138,6 +161,10 @@ def test_filmed_clips_stand_beside_those_made_from_their_first_frames(tiny_famil
         (("--first-frames", "/none"), "holds no picture"),
         (("--prompts", "/none.txt"), "cannot be read"),
         (("--prompts", "/dev/null"), "holds none"),
+        (("--structural", "0"), "structural: got 0.0, expected a number above 0 and of at most 1"),
+        (("--structural", "1.5"), "structural: got 1.5"),
+        (("--structural", "nan"), "structural: got nan"),
+        (("--structural", "0.5"), "name the filmed clips to start from with --beside"),
     ],
 )
 def test_mistakes_exit_with_2_and_one_line(tiny_family, tmp_path, capsys, wrong, message):
