@@ -12,7 +12,8 @@ at a time. "outside stages" is the time of a served request that its own Server-
 --clients: clips per second of that many clients, each with one request at a time, as ratios to one client;
 one client is measured before and after, and counts with its mean. Beside it the seconds of computing per clip
 of all processes of the service, which other work on the machine changes little. --neighbour: all of it again
-beside a busy loop of nice 10. Prints tables and appends one JSON line to benchmarks/results/.
+beside a busy loop of nice 10, and without the loop on one core less. Prints tables and appends one JSON line
+to benchmarks/results/.
 """
 
 import argparse
@@ -123,6 +124,8 @@ def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float],
             if args.neighbour:
                 with busy_neighbour():
                     load["beside a busy loop"] = throughput(clip, args, process)
+                with one_core_less(process):
+                    load["one core less"] = throughput(clip, args, process)
     return seconds, outside, load
 
 
@@ -166,6 +169,26 @@ def busy_neighbour() -> Iterator[None]:
     finally:
         loop.kill()
         loop.wait()
+
+
+@contextlib.contextmanager
+def one_core_less(process: int) -> Iterator[None]:
+    """What a neighbour would leave that never makes room: the service's processes keep off the last core."""
+    import psutil
+
+    cores = sorted(os.sched_getaffinity(0))
+    workers = psutil.Process(process).children(recursive=True)
+
+    def keep_to(chosen: list[int]) -> None:
+        for thread in [thread.id for worker in workers for thread in worker.threads()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, chosen)
+
+    keep_to(cores[:-1] or cores)
+    try:
+        yield
+    finally:
+        keep_to(cores)
 
 
 @contextlib.contextmanager

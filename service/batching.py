@@ -177,6 +177,7 @@ class Batcher(Generic[J, R]):
         self._took = deque([0.0], maxlen=9)  # seconds of the latest batches
         self._lent = deque([0.0], maxlen=9)  # seconds that other stages had the cores for, between two steps
         self._together = deque([1], maxlen=3)  # latest batches, with those that came too late by a moment
+        self._handed_at = 0.0  # when the results were handed on that a batch has begun with
         self._failures = 0  # lone jobs in a row
         self._thread = threading.Thread(target=self._compute, name=f"{stage}-compute", daemon=True)
         self._thread.start()
@@ -390,7 +391,7 @@ class Batcher(Generic[J, R]):
                 self._turns = None
             while batch := self._next_batch(model):
                 self._run(model, batch)
-                self._end_turn()
+                self._end_turn(sum(not entry.left for entry in batch))
         except Broken as error:
             reason = str(error)
         except Exception as error:
@@ -447,6 +448,8 @@ class Batcher(Generic[J, R]):
         for entry in batch:
             self._take(entry, "ran")
         self._order.take(batch, idle=not self._queue)
+        if self._turns:
+            _, self._handed_at = self._turns.handed
         self._start(batch)
         self._count_waiting()
         self._tell_places()
@@ -481,28 +484,39 @@ class Batcher(Generic[J, R]):
         assert self._turns is not None
         return len(self._waiting()) >= (1 if self._turns.leads else self.max_batch)
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, handed: int = 0) -> None:
         with self._wake:
             if self._turns:
                 self._turns.wish(self._wishes() and not self._closed)
-                self._turns.end()
+                self._turns.end(handed)
 
     def _linger(self) -> None:
         """Clients that came together get their clips together, and so come back within milliseconds: a
         moment's wait keeps them from running one, then the rest. Those that came alone lately are waited for
-        for as long as others keep coming.
+        for as long as others keep coming; what the leading stage has just handed on is on its way.
         """
         waiting = self._waiting()
         if not (waiting and waiting[0].work):
             return
-        until = time.monotonic() + self._linger_seconds(waiting[0].work)
-        expected = max(self._together)
+        work, expected = waiting[0].work, max(self._together)
+        until = time.monotonic() + self._linger_seconds(work)
         while len(waiting) < self.max_batch and (left := until - time.monotonic()) > 0:
-            sure = len(waiting) < max(expected, len(self._queue))  # that another one comes
+            sure = len(waiting) < max(expected, len(self._queue) + self._on_the_way())  # that another comes
+            if not (sure or self._pace.tried(work.shape, 2)):
+                return
             more = partial(self._more_than, len(waiting))
             if not self._wake.wait_for(more, left if sure else min(left, LINGER_GAP_SECONDS)) or self._closed:
                 return
             waiting = self._waiting()
+
+    def _on_the_way(self) -> int:
+        """Jobs that the leading stage of this host has just handed on and that have not joined yet."""
+        if self._turns is None or self._turns.leads:
+            return 0
+        handed, at = self._turns.handed
+        if at == self._handed_at or time.monotonic() - at > LINGER_SECONDS:
+            return 0
+        return max(0, handed - sum(entry.since >= at for entry in self._queue))
 
     def _more_than(self, count: int) -> bool:
         return len(self._waiting()) > count or self._closed

@@ -2,6 +2,7 @@
 together.
 """
 
+import math
 import statistics
 import time
 from collections import OrderedDict, deque
@@ -34,13 +35,16 @@ class _Learnt:
         default_factory=_latest
     )  # seconds of a batch that are not steps: text, decoding
     at: float = 0.0
+    whole: bool = False  # a batch has ended
+    tried: bool = False  # and another one begun
 
 
 class Pace:
     """Learns shapes and batch sizes. Callers see to it that one thread at a time is inside.
 
     Effort is what batch sizes are compared by: seconds of computing. On a CPU that several processes share,
-    seconds of the clock tell more about the others.
+    seconds of the clock tell more about the others. The first batch of a size also pays for what is made for
+    it once, a compilation beside it or memory: it counts only until there is a second one.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -58,7 +62,10 @@ class Pace:
 
     def learn_step(self, shape: Hashable, size: int, seconds: float, effort: float) -> None:
         """A step of a batch of `size` requests took `seconds`, and `effort` seconds of computing."""
-        entry = self._learnt.setdefault((shape, size), _Learnt())
+        entry = self._learnt.get((shape, size)) or _Learnt()
+        if entry.whole and not entry.tried:
+            entry = _Learnt(whole=True, tried=True)
+        self._learnt[shape, size] = entry
         entry.seconds.append(seconds)
         entry.effort.append(effort)
         entry.at = self._clock()
@@ -69,6 +76,7 @@ class Pace:
     def learn_whole(self, work: Work, size: int, seconds: float) -> None:
         """A whole batch took `seconds`."""
         if (entry := self._learnt.get((work.shape, size))) is not None:
+            entry.whole = True
             entry.rest.append(max(0.0, seconds - work.steps * statistics.median(entry.seconds)))
 
     def learn_turn(self, seconds: float) -> None:
@@ -94,7 +102,7 @@ class Pace:
         """How many of `most` requests of a shape to denoise together: all, if that was not tried lately, else
         as many as take the least effort each.
         """
-        known = [size for size in range(1, most + 1) if self._knows(shape, size)]
+        known = [size for size in range(1, most + 1) if self.tried(shape, size)]
         if most not in known:
             return most
         best = known[0]
@@ -104,18 +112,23 @@ class Pace:
         return best
 
     def saved(self, work: Work) -> float:
-        """Seconds less that two together take than one after the other; 0 unless both have been seen."""
-        if not (self._knows(work.shape, 1) and self._knows(work.shape, 2)):
+        """Seconds less that two together take than one after the other; infinite while that was not tried, 0
+        while nothing is known of one.
+        """
+        if not self.tried(work.shape, 1):
             return 0.0
+        if not self.tried(work.shape, 2):
+            return math.inf
         share = 1 - self._each(work.shape, 2) / self._each(work.shape, 1)
         return share * 2 * self.seconds(work, 1) if share > 1 - LEAST_GAIN else 0.0
 
     def _each(self, shape: Hashable, size: int) -> float:
         return statistics.median(self._learnt[shape, size].effort) / size
 
-    def _knows(self, shape: Hashable, size: int) -> bool:
+    def tried(self, shape: Hashable, size: int) -> bool:
+        """Whether more than a first batch of `size` ran lately."""
         entry = self._learnt.get((shape, size))
-        return entry is not None and self._clock() - entry.at < FORGET_SECONDS
+        return entry is not None and entry.tried and self._clock() - entry.at < FORGET_SECONDS
 
     def _nearest(self, shape: Hashable, size: int) -> tuple[_Learnt, int]:
         sizes = [known_size for known, known_size in self._learnt if known == shape]

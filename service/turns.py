@@ -2,18 +2,22 @@
 
 Each batch uses all cores, so that two at once get no more done than one after the other; and what queues
 meanwhile makes the next batch larger. A stage whose results another one waits for goes before it, until that
-has a full batch: then both in turn. A turn is held by `flock`, so it ends with its process.
+has a full batch: then both in turn; and it says how many results it has just handed on, so that the other one
+need not begin a moment before they arrive. A turn is held by `flock`, so it ends with its process.
 """
 
 import fcntl
 import logging
 import os
+import struct
 import tempfile
+import time
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.002  # between looks at whether the cores are free
 PATIENCE_SECONDS = 60.0  # then a batch runs beside whoever has not ended: the process may be stopped
+HANDED = struct.Struct("=id")  # how many results, and when, by a clock that all processes of a host share
 
 
 class Turns:
@@ -59,9 +63,19 @@ class Turns:
         _unlock(cores)
         return False
 
-    def end(self) -> None:
-        if self._files:
-            _unlock(self._files[0])
+    def end(self, handed: int = 0) -> None:
+        """`handed`: results that others wait for."""
+        if not self._files:
+            return
+        if self.leads and handed:
+            os.pwrite(self._files[0], HANDED.pack(handed, time.monotonic()), len(self._name))
+        _unlock(self._files[0])
+
+    @property
+    def handed(self) -> tuple[int, float]:
+        """How many results the leading stage handed on last, and when."""
+        written = os.pread(self._files[0], HANDED.size, len(self._name)) if self._files else b""
+        return HANDED.unpack(written) if len(written) == HANDED.size else (0, 0.0)
 
 
 def _folder() -> Path:

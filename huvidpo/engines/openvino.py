@@ -116,7 +116,8 @@ class Lines:
 class OpenVINO:
     """A graph and its weights, compiled for one line. A lone line has all threads; of several, two run beside
     each other, which is faster than each by all threads in turn, most of all where a thread is held up by
-    other work on its core. A line's numbers do not depend on how many there are.
+    other work on its core, and one that is left over has all threads again. A line's numbers do not depend on
+    how many there are.
 
     For the usual sizes it is compiled with fixed shapes, which run up to 1.5 times as fast. All other sizes
     share one compilation: it takes seconds, and who asks for a new size each time would make the rest wait.
@@ -141,8 +142,15 @@ class OpenVINO:
     def __call__(self, *inputs: Tensor) -> Tensor:
         arrays = [x.float().contiguous().numpy() for x in inputs]
         shapes = tuple((1, *array.shape[1:]) for array in arrays)
-        out = self.network(shapes, len(arrays[0]))(arrays)
-        return torch.from_numpy(out).to(inputs[0].dtype)
+        count = len(arrays[0])
+        abreast = count - count % STREAMS
+        parts = [slice(0, abreast), slice(abreast, count)]
+        out = [
+            self.network(shapes, part.stop - part.start)([array[part] for array in arrays])
+            for part in parts
+            if part.stop > part.start
+        ]
+        return torch.from_numpy(np.concatenate(out)).to(inputs[0].dtype)
 
     def cold(self, sizes: tuple[int, ...]) -> bool:
         """Whether lines of `sizes`, those of the first input, would have to wait for a compilation."""

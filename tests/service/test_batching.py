@@ -248,6 +248,8 @@ def test_those_that_come_one_after_the_other_run_together(batcher, model, monkey
     """Where that pays: before anybody was seen to come together, and no longer than others come."""
     monkeypatch.setattr(batcher, "_linger_seconds", lambda work: 60.0)
     monkeypatch.setattr("service.batching.LINGER_GAP_SECONDS", 30.0)
+    monkeypatch.setattr(batcher._pace, "tried", lambda shape, size: True)
+    monkeypatch.setattr(batcher._pace, "best_size", lambda shape, most: most)
 
     async def main():
         tasks = []
@@ -721,6 +723,35 @@ def test_stages_on_one_cpu_run_in_turn_the_first_before_the_second(tmp_path):
         first.close()
         second.close()
     assert order == [[1], [11, 12], [2]]
+
+
+def test_what_was_just_handed_on_is_waited_for(tmp_path, monkeypatch):
+    """Once; nothing else is, before it is known to pay."""
+    monkeypatch.setattr("service.batching.LINGER_SECONDS", 60.0)
+    lead, model = Turns(leads=True, folder=tmp_path), Adder(on_cpu=True)
+    batcher = Batcher(
+        "test", lambda: model, max_batch=3, queue_size=4, turns=Turns(leads=False, folder=tmp_path)
+    )
+    monkeypatch.setattr(batcher, "_linger_seconds", lambda work: 60.0)
+
+    async def main():
+        assert lead.take(wished=True)
+        tasks = await start(batcher, ("a", 1))  # from elsewhere
+        await prepared(batcher)
+        lead.wish(False)
+        lead.end(handed=1)
+        tasks += await start(batcher, ("a", 2))
+        await until(lambda: model.batches)
+        model.allow()
+        await asyncio.gather(*tasks)
+        batcher._together.extend([1, 1, 1])
+        await result(batcher, ("a", 3))
+
+    try:
+        asyncio.run(main())
+        assert model.batches == [[1, 2], [3]]
+    finally:
+        batcher.close()
 
 
 def test_a_full_batch_and_what_leads_go_in_turn(tmp_path):
