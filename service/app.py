@@ -7,6 +7,7 @@ BentoML 1.4.39:
 - no `batchable` API: the built-in batcher mis-models long jobs, batching.py is used instead;
 - runners have no API of BentoML's: none of its kinds takes a job by its id (desk.py), and its client knows
   one address of a service (router.py);
+- LastResort in the place of its time limit: that one's timers keep every request for as long (http.py);
 - workers=1: in a container a dead worker is not replaced; when it is the only one, its process ends and the
   orchestrator starts a new one;
 - on_deployment: SIGTERM reaches all processes at once unless told otherwise (drain.py).
@@ -65,7 +66,22 @@ class GuardedService(bentoml.Service):
         logging.getLogger("service").setLevel(logging.INFO)
         metrics.forget_the_dead()
         metrics.BUILD.labels(__version__, SETTINGS.commit or "unknown", SETTINGS.model).set(1)
-        return Guard(super().to_asgi(is_main), max_body=SETTINGS.max_body_mib * 2**20, paths=PATHS)
+        app = without_kept_timers(super().to_asgi(is_main))
+        return Guard(app, max_body=SETTINGS.max_body_mib * 2**20, paths=PATHS)
+
+
+def without_kept_timers(app: Any) -> Any:
+    """BentoML's application with our time limit for its own, of the same seconds."""
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+    from starlette.middleware import Middleware
+
+    from service.http import LastResort
+
+    app.user_middleware = [
+        Middleware(LastResort, **one.kwargs) if one.cls is TimeoutMiddleware else one
+        for one in app.user_middleware
+    ]
+    return app
 
 
 class RunnerService(GuardedService):

@@ -22,6 +22,7 @@ from service.errors import (
     INTERNAL,
     STATUS_CODES,
     SlowBody,
+    TimedOut,
     TooLarge,
     Unavailable,
     WrongMediaType,
@@ -215,6 +216,34 @@ class Guard:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self.max_body} bytes")
+
+
+class LastResort:
+    """ASGI: `app`, whose answer has to begin within `timeout` seconds; else it is a 504. In the place of
+    BentoML's (1.4.39), whose timers hold all that a request had until they ring, answered or not, and which
+    waits for them when `app` fails.
+    """
+
+    def __init__(self, app: App, timeout: float):
+        self.app, self.timeout = app, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def begun(message: Message) -> None:
+            limit.reschedule(None)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                await self.app(scope, receive, begun)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            late = error_response(TimedOut(_MESSAGES[504]), scope["state"]["request_id"])
+            await late(scope, receive, send)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

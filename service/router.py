@@ -41,6 +41,7 @@ ALIVE_SECONDS = 10.0  # between two signs of life: a third of the lease of desk.
 RETRY_SECONDS = 0.2
 WITHDRAW_SECONDS = 2.0
 KEPT_PLACES = 10_000  # jobs that were left at a runner, of which it is known at which
+LAST = ("done", "error")  # events that end a job
 LOST = (aiohttp.ClientError, OSError, asyncio.IncompleteReadError)  # a TimeoutError is an OSError
 
 
@@ -152,8 +153,9 @@ class Router:
                 async with aclosing(self._bring(peer, job)) as messages:
                     async for message in messages:
                         accepted = True
+                        if message["event"] in LAST:  # whose reader comes back for no more
+                            self._places.pop(job.id, None)
                         yield message
-                self._places.pop(job.id, None)
                 return
             except LOST as error:
                 peer.report = None  # until it answers

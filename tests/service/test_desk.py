@@ -338,6 +338,22 @@ def test_gateways_that_know_the_same_do_not_all_send_to_one_runner():
     assert chosen["http://1"] > 300 / 19
 
 
+def test_where_a_job_was_is_forgotten_when_it_has_ended():
+    """By readers that leave with the last message, as the core does; every job would be remembered else."""
+
+    async def main():
+        work = Work()
+        async with runner(work) as (_, address), routing(address) as routed:
+            work.allow(6)
+            for id in ("1", "2"):
+                assert await read(routed(job(id, detach=True)), most=len(WHOLE[0])) == WHOLE
+            work.error = QueueFull("full", 3)
+            assert await read(routed(job("3", detach=True)), most=1) == (["error"], None)
+            assert not routed._places
+
+    asyncio.run(main())
+
+
 def test_jobs_go_where_the_least_waits():
     """What was sent since a runner reported counts; between equals, the one with the category's weights."""
 

@@ -2,7 +2,11 @@
 here, and a new version has to be looked at before the pins move.
 """
 
+import asyncio
+import gc
 import inspect
+import weakref
+from contextvars import ContextVar
 from importlib.metadata import version
 
 import pytest
@@ -44,6 +48,53 @@ def test_services_are_configured_with_the_cures():
         assert not runner.apis
     assert Gateway.config["runner_probe"] == {"enabled": False}
     assert list(Gateway.apis) == ["generate_video"]
+
+
+def test_our_time_limit_is_in_the_place_of_bentomls():
+    import bentoml
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+
+    from service.app import SETTINGS, Gateway, without_kept_timers
+    from service.http import LastResort
+
+    app = bentoml.Service.to_asgi(Gateway)
+    before = [one.cls for one in app.user_middleware]
+    after = without_kept_timers(app).user_middleware
+    assert [one.cls for one in after] == [LastResort if cls is TimeoutMiddleware else cls for cls in before]
+    (ours,) = (one for one in after if one.cls is LastResort)
+    assert ours.kwargs == {"timeout": SETTINGS.request_timeout + 60}
+
+
+def test_requests_are_let_go_once_they_are_answered():
+    """BentoML's time limit keeps each for its whole seconds. Of ours asyncio may keep 100: it throws timers
+    that are off away when they are more than that, and most.
+    """
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+
+    from service.http import LastResort
+
+    mark = ContextVar("mark")  # what every timer holds is the context it was made in
+
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        pass
+
+    async def ask(app, kept):
+        mark.set(own := type("Mark", (), {})())
+        kept.add(own)
+        await app({"type": "http"}, None, send)
+
+    async def kept_by(limit):
+        app, kept = limit(answer, 600), weakref.WeakSet()
+        for _ in range(300):
+            await asyncio.create_task(ask(app, kept))
+        gc.collect()
+        return len(kept)
+
+    assert asyncio.run(kept_by(TimeoutMiddleware)) == 300
+    assert asyncio.run(kept_by(LastResort)) <= 110
 
 
 def test_gateway_imports_no_torch():

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from huvidpo.errors import CheckpointError, InvalidRequest
 from service.errors import TABLE, QueueFull, TimedOut, Unavailable, from_dict, row_of, to_dict
-from service.http import Guard, error_response
+from service.http import Guard, LastResort, error_response
 
 
 async def echo(request):
@@ -207,6 +207,28 @@ def test_leaving_reaches_the_application(app):
 def test_leaving_before_the_body_is_complete_answers_nobody(app):
     messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
     assert asyncio.run(_raw(app, "/echo", messages)) == []
+
+
+def test_an_answer_that_does_not_begin_is_given_up():
+    async def never(scope, receive, send):
+        await asyncio.Event().wait()
+
+    late = post(Guard(LastResort(never, 0.01), max_body=100, paths=frozenset({"/never"})), "/never")
+    assert (late.status_code, problem(late)["code"]) == (504, "timeout")
+
+
+def test_an_answer_that_has_begun_is_not_cut():
+    async def slow(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    async def broken(scope, receive, send):
+        raise TimeoutError("of its own")
+
+    assert post(LastResort(slow, 0), "/slow").content == b"whole"
+    with pytest.raises(TimeoutError, match="of its own"):
+        asyncio.run(_raw(LastResort(broken, 60), "/broken", []))
 
 
 async def _raw(app, path, messages):
