@@ -135,9 +135,9 @@ def describe(hint: Any) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (Union, types.UnionType):
         return ", or ".join(describe(part) for part in parts)
-    if origin is tuple:
+    if origin in (tuple, list):
         each = describe(parts[0])
-        return f"a list of {each}" if ... in parts else f"{len(parts)} of {each}"
+        return f"a list of {each}" if origin is list or ... in parts else f"{len(parts)} of {each}"
     if origin is dict:
         return f"an object of {describe(parts[1])}"
     return _NAMES.get(hint, "a table")

@@ -5,19 +5,24 @@
     python -m judging.ratings export scores.json --clips clips/horse
     python -m judging.ratings simulate --clips clips/horse --model tiny
     python -m judging.ratings filmed --clips clips/horse
+    python -m judging.ratings nearest --clips clips/horse
     python -m judging.ratings repair --clips clips/horse --category horse
 
 `report` shows counts, agreement, the order with thumbnails, and the pairs that training would use. `import`
 and `export` speak HuViDPO's `[{"video": ..., "score": ...}]`. `simulate` adds the scores of a stated rule
 (`judging.judge`) under the rater's name `simulated`: for trying things out where nobody can rate. `filmed`
 says, as rater `filmed`, that each filmed clip is better than what the model made of its first frame (RealDPO,
-arXiv 2510.14955): for folders of `judging.candidates --beside`. `repair`
-keeps the lines of a damaged ratings file that are whole, and the file as it was beside it.
+arXiv 2510.14955): for folders of `judging.candidates --beside`. `nearest` says, as rater `nearest` and for
+each segment of frames, which of two clips made from one filmed clip is nearer to it: for folders of
+`judging.candidates --structural`. `repair` keeps the lines of a damaged ratings file that are whole, and the
+file as it was beside it.
 """
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,13 +34,16 @@ from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.files import hash_file, write_text
 from judging.report import report
 from preferences.clips import ClipEntry, read_clips
+from preferences.metrics import psnr
 from preferences.pairs import HOLDOUT, TIE, scores_by_clip
 from preferences.records import (
     RATINGS_FILE,
     SCORES,
+    Choice,
     Comparison,
     PreferencesError,
     Rating,
+    SegmentComparison,
     append,
     read_huvidpo_json,
     read_records,
@@ -46,7 +54,9 @@ from preferences.records import (
 if TYPE_CHECKING:
     from judging.judge import Judge
 
-SIMULATED, FILMED = "simulated", "filmed"  # raters' names: no persons
+SIMULATED, FILMED, NEAREST = "simulated", "filmed", "nearest"  # raters' names: no persons
+SEGMENT_FRAMES = 5  # three segments of 16 frames but the first
+NEARER = 0.25  # dB of PSNR: a smaller lead is a tie, as half a pixel of blur may gain as much
 
 
 def rating_of(folder: Path, clip: ClipEntry, rater: str, score: float) -> Rating:
@@ -134,6 +144,72 @@ def prefer_filmed(folder: Path, ratings: Path) -> int:
     return len(pairs)
 
 
+def prefer_nearest(folder: Path, ratings: Path, segment_frames: int, tie: float) -> int:
+    """Add to `ratings` which of every two clips of `folder` made from one filmed clip is nearer to that, as a
+    whole and in each segment of `segment_frames` frames from frame 1 on: by over `tie` dB of PSNR.
+
+    Returns how many comparisons. Raises PreferencesError where there is none to add, for clips of other sizes
+    than what they were made from, and for a segment or tie that is out of range.
+    """
+    if segment_frames < 1 or not 0 <= tie < np.inf:
+        raise PreferencesError(
+            f"got segments of {segment_frames} frames and a tie of {tie:g} dB, expected 1 or more and 0 "
+            "or more"
+        )
+    clips = read_clips(folder)
+    filmed = {clip.lineage["filmed"]: clip for clip in clips if "filmed" in clip.lineage}
+    made: dict[str, list[ClipEntry]] = defaultdict(list)
+    for clip in clips:
+        if (name := clip.lineage.get("first_frame")) in filmed:
+            made[name].append(clip)
+    pairs = [(filmed[name], a, b) for name, some in made.items() for a, b in combinations(some, 2)]
+    if not pairs:
+        raise PreferencesError(
+            f"{folder}: no two clips were made from a filmed one that is there too; make such a folder with "
+            "judging.candidates --beside CLIPS --structural ETA"
+        )
+    shown = tqdm(pairs, desc="nearest", unit="pair")
+    records = [nearest(folder, real, a, b, segment_frames, tie) for real, a, b in shown]
+    for record in records:
+        append(ratings, record)
+    return len(records)
+
+
+def nearest(
+    folder: Path, real: ClipEntry, a: ClipEntry, b: ClipEntry, segment_frames: int, tie: float
+) -> SegmentComparison:
+    """Which of `a` and `b` is nearer to `real`. Raises PreferencesError for clips of other sizes."""
+    truth, *both = (video.decode(folder / clip.video)[0] for clip in (real, a, b))
+    if any(clip.shape != truth.shape for clip in both) or len(truth) < 2:
+        shapes = ", ".join("x".join(map(str, clip.shape[:3])) for clip in (truth, *both))
+        raise PreferencesError(
+            f"{real.video}, {a.video}, {b.video} are {shapes}, expected two or more frames, as many and as "
+            "large in each"
+        )
+    real_frames, a_frames, b_frames = (clip[1:] for clip in (truth, *both))
+    starts = range(0, len(truth) - 1, segment_frames)
+    parts = [slice(start, start + segment_frames) for start in starts]
+    return SegmentComparison(
+        rater=NEAREST,
+        category=real.category,
+        clip_a=a.video,
+        sha256_a=hash_file(folder / a.video),
+        clip_b=b.video,
+        sha256_b=hash_file(folder / b.video),
+        answer=nearer(real_frames, a_frames, b_frames, tie),
+        prompt=real.prompt,
+        frames=len(truth),
+        segment_frames=segment_frames,
+        segments=[nearer(real_frames[part], a_frames[part], b_frames[part], tie) for part in parts],
+    )
+
+
+def nearer(truth: np.ndarray, a: np.ndarray, b: np.ndarray, tie: float) -> Choice:
+    """Which of `a` and `b` is nearer to `truth`, by over `tie` dB of PSNR; all uint8 [F, H, W, 3]."""
+    lead = psnr(a, truth) - psnr(b, truth)
+    return "tie" if abs(lead) <= tie else "a" if lead > 0 else "b"
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     args.ratings = args.ratings or args.clips / RATINGS_FILE
@@ -176,6 +252,11 @@ def _filmed(args: argparse.Namespace) -> str:
     return f"{args.ratings}: {count} comparisons added, filmed over made; no person made them"
 
 
+def _nearest(args: argparse.Namespace) -> str:
+    count = prefer_nearest(args.clips, args.ratings, args.segment_frames, args.tie)
+    return f"{args.ratings}: {count} comparisons added, by nearness to what was filmed; no person made them"
+
+
 def _repair(args: argparse.Namespace) -> str:
     if args.category is not None:
         load_catalog().category(args.category)
@@ -212,6 +293,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("file", type=Path)
     added.add_argument("--rater", help="one rater's scores alone")
     command("filmed", _filmed, "add that filmed clips are better than those made from their first frames")
+    added = command(
+        "nearest", _nearest, "add which of two clips made from a filmed one is nearer to it, where"
+    )
+    added.add_argument(
+        "--segment-frames",
+        type=int,
+        default=SEGMENT_FRAMES,
+        help=f"frames judged together, from the second frame on ({SEGMENT_FRAMES})",
+    )
+    added.add_argument("--tie", type=float, default=NEARER, help=f"dB that count as a tie ({NEARER})")
     added = command("repair", _repair, "keep the whole lines of a damaged file, and the file as it was")
     added.add_argument("--category", help="write this one where a line has none")
     added = command("simulate", _simulate, "add scores by a stated rule, as rater 'simulated'")

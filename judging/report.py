@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from huvidpo import video
-from preferences.pairs import Pair, RankedClip, agreement, check_files, latest, make_pairs, rank
+from preferences.pairs import Pair, RankedClip, agreement, by_segment, check_files, latest, make_pairs, rank
 from preferences.records import Opinion, PreferencesError, Rating, ratings_hash, read_records
 from preferences.thumbnails import strip
 
@@ -44,7 +44,8 @@ def report(folder: Path, ratings: Path, *, tie: float, holdout: float, seed: int
         clips = [clip for clip in ranked if clip.category == category]
         sections.append(f"<h2>Order: {escape(category or 'no category')}</h2>{_order(clips, folder)}")
     try:
-        pairs = make_pairs(ranked, tie=tie, holdout=holdout, seed=seed)
+        labels = by_segment(records).labels
+        pairs = make_pairs(ranked, tie=tie, holdout=holdout, seed=seed, labels=labels)
         counted = f"{len(pairs.train)} pairs to train on, {len(pairs.held_out)} held out"
         sections.append(f"<h2>Pairs</h2><p>{counted}; ties below {tie:g} log-odds dropped.</p>")
         sections += [_pairs("Training", pairs.train), _pairs("Held out", pairs.held_out)]

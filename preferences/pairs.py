@@ -8,14 +8,15 @@ both of the `train` extra.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from huvidpo.files import hash_file
-from preferences.records import Comparison, Opinion, PreferencesError, Rating
+from preferences.records import Comparison, Opinion, PreferencesError, Rating, SegmentComparison
 
 PRIOR = 0.5  # wins, and as many losses, that every clip is given against the field of its category
 LEAST_SPREAD = 0.25  # points of 10: the spread of a rater's scores below which it is the hand that wavers
@@ -47,6 +48,8 @@ class Pair:
     winner: str
     loser: str
     weight: float
+    labels: tuple[int, ...] = ()
+    """Of each segment 1 where the winner is better, -1 the loser, 0 neither; empty: judged as a whole."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,22 @@ class Pairs:
     held_out: list[Pair]
     train_clips: list[str]
     held_out_clips: list[str]
+
+
+Labels = Mapping[tuple[str, str], tuple[int, ...]]
+"""Two clips, either way round -> which most say is better in each segment: 1 the first, -1 the second, 0
+neither.
+"""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What was said of two clips stretch by stretch of their frames."""
+
+    frames: int = 0
+    """Of every clip, the first included; 0 where nobody judged so."""
+    segment_frames: int = 0
+    labels: Labels = field(default_factory=dict)
 
 
 # Opinions
@@ -111,6 +130,29 @@ def agreement(records: Iterable[Opinion], *, normalised: bool = True) -> float |
     if np.unique(shared[~np.isnan(shared)]).size < 2:
         return None
     return float(krippendorff.alpha(reliability_data=shared, level_of_measurement="interval"))
+
+
+def by_segment(records: Iterable[Opinion]) -> Segments:
+    """Of every two clips that were compared by segments, what most raters say of each.
+
+    Raises PreferencesError where records have other frames or segments than the first.
+    """
+    told = [c for c in latest(records)[1] if isinstance(c, SegmentComparison)]
+    if not told:
+        return Segments()
+    shapes = sorted({(c.frames, c.segment_frames) for c in told})
+    if len(shapes) > 1:
+        each = " and ".join(f"{frames} frames by {length}" for frames, length in shapes)
+        raise PreferencesError(
+            f"segments: clips were judged in {each}, and all have to be in the same: keep the others in a "
+            "ratings file of their own"
+        )
+    votes: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(len(told[0].segments), int))
+    for c in told:
+        said = np.array([{"a": 1, "b": -1, "tie": 0}[choice] for choice in c.segments])
+        votes[c.clip_a, c.clip_b] += said
+        votes[c.clip_b, c.clip_a] -= said
+    return Segments(*shapes[0], {two: tuple(np.sign(vote).tolist()) for two, vote in votes.items()})
 
 
 # Order
@@ -218,8 +260,12 @@ def make_pairs(
     holdout: float = HOLDOUT,
     seed: int = 0,
     same_prompt: bool = False,
+    labels: Labels = MappingProxyType({}),
 ) -> Pairs:
     """All pairs within a category (with `same_prompt`: and a prompt) whose strengths differ by over `tie`.
+
+    Of a category with `labels`, of segments, the pairs are those clips instead that have any but ties; each
+    weighs 1, and clips that were compared are held out together.
 
     `tie`: log-odds, 0 or more. `holdout`: share of each category's clips, 0..0.5, that are in held-out pairs
     alone; at least two, spread over the order, or with `same_prompt` and several prompts all clips of some.
@@ -235,18 +281,31 @@ def make_pairs(
     held_clips: set[str] = set()
     for category in sorted(groups):
         rng = np.random.default_rng((seed, *category.encode()))  # not changed by other categories
-        chosen = (_held_out_prompts if same_prompt else _held_out)(groups[category], holdout, rng)
+        names = {clip.clip for clip in groups[category]}
+        own = {two: label for two, label in labels.items() if names.issuperset(two)}
+        sets = _sets(groups[category], same_prompt, own)
+        chosen = _held_out_sets(groups[category], sets, holdout, rng)
         held_clips |= chosen
         for inside, pairs in ((False, train), (True, held)):
             clips = [clip for clip in groups[category] if (clip.clip in chosen) == inside]
-            pairs += _distinct(clips, tie, same_prompt)
+            pairs += _distinct(clips, sets, tie, own)
     if not train:
         raise PreferencesError(
             f"{len(ranked)} judged clips make no pair to train on: rate more clips, lower the tie threshold "
             f"({tie:g}) or hold out fewer"
         )
     train_clips = [clip.clip for clip in ranked if clip.clip not in held_clips]
-    return Pairs(_weighted(train), _weighted(held), train_clips, sorted(held_clips))
+    return Pairs(_weighted(train, labels), _weighted(held, labels), train_clips, sorted(held_clips))
+
+
+def _sets(clips: list[RankedClip], same_prompt: bool, labels: Labels) -> dict[str, str]:
+    """Clip -> the name of the set within which it makes pairs."""
+    if not labels:
+        return {clip.clip: clip.prompt if same_prompt else "" for clip in clips}
+    sets = {clip.clip: clip.clip for clip in clips}
+    for a, b in labels:
+        sets = {clip: sets[a] if name == sets[b] else name for clip, name in sets.items()}
+    return sets
 
 
 def _held_out(clips: list[RankedClip], holdout: float, rng: np.random.Generator) -> set[str]:
@@ -264,36 +323,44 @@ def _held_out(clips: list[RankedClip], holdout: float, rng: np.random.Generator)
     return {order[rng.choice(stretch)].clip for stretch in stretches}
 
 
-def _held_out_prompts(clips: list[RankedClip], holdout: float, rng: np.random.Generator) -> set[str]:
-    """All clips of as many prompts, drawn at random, as hold `holdout` of the clips: pairs share a prompt."""
-    prompts = sorted({clip.prompt for clip in clips})
-    if holdout == 0 or len(prompts) == 1:  # of one prompt, any two clips make a pair
+def _held_out_sets(
+    clips: list[RankedClip], sets: Mapping[str, str], holdout: float, rng: np.random.Generator
+) -> set[str]:
+    """All clips of as many sets, drawn at random, as hold `holdout` of the clips: pairs are of one set."""
+    names = sorted(set(sets.values()))
+    if holdout == 0 or len(names) == 1:  # any two clips make a pair
         return _held_out(clips, holdout, rng)
     chosen: set[str] = set()
-    for prompt in rng.permutation(prompts)[: len(prompts) - 1]:
-        chosen |= {clip.clip for clip in clips if clip.prompt == prompt}
+    for name in rng.permutation(names)[: len(names) - 1]:
+        chosen |= {clip.clip for clip in clips if sets[clip.clip] == name}
         if len(chosen) >= max(2, round(holdout * len(clips))):
             break
     return chosen
 
 
 def _distinct(
-    clips: list[RankedClip], tie: float, same_prompt: bool
+    clips: list[RankedClip], sets: Mapping[str, str], tie: float, labels: Labels
 ) -> Iterator[tuple[RankedClip, RankedClip]]:
-    """(better, worse) of every two clips that are not tied."""
+    """(better, worse) of every two clips of a set that are not tied; by `labels` better in more segments."""
+    if labels:
+        there = {clip.clip: clip for clip in clips}
+        for (a, b), label in labels.items():
+            if a in there and b in there and any(label) and (sum(label), b) > (0, a):
+                yield there[a], there[b]
+        return
     for better, worse in combinations(sorted(clips, key=lambda clip: -clip.strength), 2):
-        if better.strength - worse.strength > max(tie, EXACT) and (
-            not same_prompt or better.prompt == worse.prompt
-        ):
+        apart = better.strength - worse.strength > max(tie, EXACT)
+        if apart and sets[better.clip] == sets[worse.clip]:
             yield better, worse
 
 
-def _weighted(pairs: list[tuple[RankedClip, RankedClip]]) -> list[Pair]:
-    gaps = [better.strength - worse.strength for better, worse in pairs]
-    mean = np.mean(gaps) if gaps else 1.0
+def _weighted(pairs: list[tuple[RankedClip, RankedClip]], labels: Labels) -> list[Pair]:
+    gaps = {(better.clip, worse.clip): better.strength - worse.strength for better, worse in pairs}
+    by_gap = [gap for two, gap in gaps.items() if two not in labels]
+    mean = np.mean(by_gap) if by_gap else 1.0
     return [
-        Pair(better.clip, worse.clip, float(gap / mean))
-        for (better, worse), gap in zip(pairs, gaps, strict=True)
+        Pair(*two, 1.0, labels[two]) if two in labels else Pair(*two, float(gap / mean))
+        for two, gap in gaps.items()
     ]
 
 

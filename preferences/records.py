@@ -7,6 +7,8 @@ in it: an undo is one more line. `docs/preferences.md` lists every field.
      "sha256": ..., "prompt": "a horse runs", "seed": 3, "lineage": {...}, "score": 7.5, "criteria": null}
     {"kind": "comparison", ..., "clip_a": "0003.mp4", "sha256_a": ..., "clip_b": "0005.mp4", "sha256_b": ...,
      "answer": "a", "prompt": "a horse runs"}
+    {"kind": "segment_comparison", ... as a comparison ..., "frames": 16, "segment_frames": 5,
+     "segments": ["a", "tie", "b"]}
     {"kind": "retraction", ..., "of": <id of a record of the same rater>}
 """
 
@@ -24,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
@@ -78,6 +80,7 @@ def _all_marks(criteria: dict[str, int]) -> dict[str, int]:
 
 Clip = Annotated[NotBlank, AfterValidator(_below)]  # path relative to the JSONL's folder, with "/"
 Sha256 = Annotated[str, AfterValidator(_sha256)]  # of the clip's file
+Choice = Literal["a", "b", "tie"]  # the better one
 Score = Annotated[float, Interval(ge=SCORES[0], le=SCORES[1])]
 Criteria = Annotated[dict[str, Annotated[int, Interval(ge=1, le=5)]], AfterValidator(_all_marks)]
 
@@ -134,12 +137,37 @@ class Comparison(_Common):
     sha256_a: Sha256
     clip_b: Clip
     sha256_b: Sha256
-    answer: Literal["a", "b", "tie"]  # the better one
+    answer: Choice
     prompt: Text = ""  # that both were made for; empty where they differ
 
     def __post_init__(self) -> None:
         if self.clip_a == self.clip_b:
             raise PreferencesError(f"clip_a and clip_b are both {self.clip_a!r}; expected two clips")
+
+
+@raises(PreferencesError)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SegmentComparison(Comparison):
+    """A choice between two clips of one first frame that is made for each stretch of frames too."""
+
+    kind: ClassVar[str] = "segment_comparison"
+
+    frames: Annotated[int, Ge(2)]  # of either clip, the first included, which is given and not judged
+    segment_frames: Annotated[int, Ge(1)]  # of each segment, from frame 1 on; the last has what is left
+    segments: list[Choice]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.segments) != (count := segments_of(self.frames, self.segment_frames)):
+            raise PreferencesError(
+                f"segments: got {len(self.segments)}, expected {count}: {self.frames} frames but the first, "
+                f"in segments of {self.segment_frames}"
+            )
+
+
+def segments_of(frames: int, segment_frames: int) -> int:
+    """How many segments the frames after the first make."""
+    return -(-(frames - 1) // segment_frames)
 
 
 @raises(PreferencesError)
@@ -154,7 +182,9 @@ class Retraction(_Common):
 
 Record = Rating | Comparison | Retraction
 Opinion = Rating | Comparison
-_KINDS: dict[str, type] = {record.kind: record for record in (Rating, Comparison, Retraction)}
+_KINDS: dict[str, type] = {
+    record.kind: record for record in (Rating, Comparison, Retraction, SegmentComparison)
+}
 
 
 def check_score(score: Any) -> float:

@@ -56,7 +56,15 @@ from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_ada
 from training.data import check_lengths, embed_texts, rows_for
 from training.lineage import commit, write_network
 from training.loop import STOPPED, TrainingError, run_is_kept, train
-from training.losses import Stats, add_noise, dpo_loss, kto_loss, noise_error, noise_prediction
+from training.losses import (
+    Stats,
+    add_noise,
+    dpo_loss,
+    kto_loss,
+    noise_error,
+    noise_prediction,
+    segment_errors,
+)
 from training.monitors import Monitors, pair_metrics, verdict
 from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate, use_threads
 from training.rated import PairRows, Rated, load_rated
@@ -114,6 +122,7 @@ class DPOTask:
             reference = self._predict(model, rows, *both)
         policy = self._predict(model, rows, *both)
         weights = torch.from_numpy(pairs.weight[chosen]).to(self.device) if recipe.gap_weights else None
+        labels = None if pairs.labels is None else torch.from_numpy(pairs.labels[chosen]).to(self.device)
         return dpo_loss(
             policy,
             reference,
@@ -125,6 +134,8 @@ class DPOTask:
             winner_weight=recipe.winner_weight,
             safeguard=recipe.safeguard,
             weights=weights,
+            labels=labels,
+            segment_frames=self.rated.segment_frames,
         )
 
     def _kto(
@@ -186,7 +197,7 @@ class DPOTask:
         quarters = (4 * self._levels()).astype(int)  # of the schedule
         found: dict[str, float] = {}
         for prefix, pairs in {"train": self.rated.train, "held_out": self.rated.held_out}.items():
-            seen = pairs.among(self._watched())
+            seen = pairs.among(self._watched()).by_segment()
             found |= pair_metrics(errors, self.before["errors"], seen, quarters, prefix, self.recipe.beta)
         self.samples = self.network.render()
         compared = self.network.compare(self.samples, self.before["samples"])
@@ -207,8 +218,12 @@ class DPOTask:
         return np.concatenate([self.rated.train_rows[:WATCHED], self.rated.held_out_rows[:WATCHED]])
 
     def _error_table(self, model: nn.Module) -> Tensor:
-        """Errors [rows, LEVELS] of the watched rows (nan elsewhere), with one fixed noise per timestep."""
-        table = torch.full((len(self.rated.names), LEVELS), torch.nan)
+        """Errors [rows, LEVELS] of the watched rows (nan elsewhere), with one fixed noise per timestep; where
+        pairs are by segments, rows are as `PairRows.by_segment` counts them.
+        """
+        rated = self.rated
+        segments = 1 if rated.train.labels is None else rated.train.labels.shape[1]
+        table = torch.full((len(rated.names), segments, LEVELS), torch.nan)
         generator = torch.Generator().manual_seed(0)
         rows = self._watched()
         for level, share in enumerate(self._levels()):
@@ -217,8 +232,9 @@ class DPOTask:
                 part = rows[start : start + 2 * self.recipe.batch_size]
                 noise = one.expand(len(part), *one.shape[1:])
                 timesteps = torch.full((len(part),), self._timestep(share), device=self.device)
-                table[part, level] = noise_error(self._forward(model, part, noise, timesteps), noise).cpu()
-        return table
+                answer = self._forward(model, part, noise, timesteps)
+                table[part, :, level] = segment_errors(answer, noise, rated.segment_frames).cpu()
+        return table.flatten(0, 1)
 
 
 # The two networks
@@ -449,7 +465,8 @@ def said_of(rated: Rated, steps: int) -> str:
     """How little or much there is to learn from, whatever the number of steps."""
     train = f"{_pairs(rated.train)} of {len(rated.train_rows)} samples"
     held_out = f"{_pairs(rated.held_out)} of {len(rated.held_out_rows)} samples"
-    return f"to train on: {train}, {steps} steps; held out: {held_out}"
+    by = f", by segments of {rated.segment_frames} frames" if rated.segment_frames else ""
+    return f"to train on: {train}, {steps} steps; held out: {held_out}{by}"
 
 
 def _pairs(rows: PairRows) -> str:

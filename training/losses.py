@@ -9,8 +9,11 @@ prediction, one number per sample, and w, l the winner and the loser of a pair,
     margin m = -1/2 [(L_w - Lref_w) - (L_l - Lref_l)]      how much more the network came to prefer w than
                                                           its frozen reference does
     loss     = -log sigmoid(beta m)                       and the variants of `preference_loss`
+
+Where a pair was judged by segments of frames, each has its L, its winner and its margin (`dpo_loss`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -68,11 +71,19 @@ def noise_error(prediction: Tensor, noise: Tensor) -> Tensor:
     A mean, not a sum, so that beta means the same for any size; ONE number for a whole clip. Raises
     ValueError for tensors that are neither 4-D nor 5-D.
     """
-    return _residual(prediction, noise).square().mean(dim=1)
+    return segment_errors(prediction, noise)[:, 0]
 
 
-def _residual(prediction: Tensor, noise: Tensor) -> Tensor:
-    """prediction - noise [B, N], fp32, of what counts. Raises ValueError as `noise_error`."""
+def segment_errors(prediction: Tensor, noise: Tensor, segment_frames: int | None = None) -> Tensor:
+    """L of each segment [B, segments]: `segment_frames` frames from frame 1 on, the last what is left. None,
+    and a picture, are one segment. Raises ValueError as `noise_error`.
+    """
+    parts = _residuals(prediction, noise, segment_frames)
+    return torch.stack([part.square().mean(dim=1) for part in parts], dim=1)
+
+
+def _residuals(prediction: Tensor, noise: Tensor, segment_frames: int | None) -> list[Tensor]:
+    """prediction - noise of what counts, fp32, [B, N] of each segment. Raises ValueError as `noise_error`."""
     if prediction.shape != noise.shape or prediction.ndim not in (4, 5):
         raise ValueError(
             f"prediction {list(prediction.shape)}, noise {list(noise.shape)}: "
@@ -80,12 +91,14 @@ def _residual(prediction: Tensor, noise: Tensor) -> Tensor:
         )
     if prediction.ndim == 5:
         prediction, noise = prediction[:, :, 1:], noise[:, :, 1:]
-    return (prediction.float() - noise.float()).flatten(1)
+    residual = prediction.float() - noise.float()
+    clip = residual.ndim == 5 and segment_frames is not None
+    return [part.flatten(1) for part in (residual.split(segment_frames, dim=2) if clip else [residual])]
 
 
 @dataclass(frozen=True)
 class PairErrors:
-    """L of both samples of each pair by the network and by its reference: [B] each."""
+    """L of both samples of each pair by the network and by its reference: [B] each, or [B, segments]."""
 
     winner: Tensor
     loser: Tensor
@@ -140,6 +153,8 @@ def dpo_loss(
     winner_weight: float = 0.0,
     safeguard: float | None = None,
     weights: Tensor | None = None,
+    labels: Tensor | None = None,
+    segment_frames: int | None = None,
 ) -> tuple[Tensor, Stats]:
     """HuViDPO Eq. 9: (mean of `preference_loss` over B pairs, weighted by `weights` [B] if given; metrics).
 
@@ -151,33 +166,53 @@ def dpo_loss(
     0..1, scales the loser's gradient by `loser_scale`. Kind "sft" learns the winners alone, L_w, and is what
     any preference has to be better than.
 
+    `labels` [B, segments], of segments as of `segment_errors`: 1 where the pair's winner is better, -1 where
+    its loser is, 0 where neither (DenseDPO, arXiv 2506.03517). Each segment is then judged as a pair of its
+    own, with winner and loser turned where the label is -1, and a pair's loss is the mean of those that have
+    a winner. One segment labelled 1 is what no labels are.
+
     The metrics show the plain margin: `margin`, `accuracy` (share of pairs with a margin above 0, a tie
-    counting one half), `winner_drift`, `loser_drift`, and the `rewards`. Raises ValueError for shapes that
-    differ.
+    counting one half), `winner_drift`, `loser_drift`, and the `rewards`; of segments, of those with a winner.
+    Raises ValueError for shapes that differ.
     """
     both = torch.cat([noise, noise])
-    errors = PairErrors(*noise_error(policy, both).chunk(2), *noise_error(reference, both).chunk(2))
+    ours, theirs = (segment_errors(x, both, segment_frames).chunk(2) for x in (policy, reference))
+    labels = torch.ones_like(ours[0]) if labels is None else labels
+    if labels.shape != ours[0].shape:
+        raise ValueError(f"labels {list(labels.shape)}: want one a segment, {list(ours[0].shape)}")
+    turned, judged = labels < 0, labels != 0
+    errors = PairErrors(*_turn(ours, turned), *_turn(theirs, turned))
     if kind == "sft":
         losses = errors.winner
     else:
         guarded = errors
         if safeguard is not None:
-            winner, loser = _residual(policy.detach(), both).chunk(2)
-            scale = loser_scale(winner, loser, safeguard)
+            parts = _residuals(policy.detach(), both, segment_frames)
+            sides = [_turn(part.chunk(2), turned[:, [k]]) for k, part in enumerate(parts)]
+            scale = torch.stack([loser_scale(*side, safeguard) for side in sides], dim=1)
             held = errors.loser.detach()
             guarded = replace(errors, loser=held + scale * (errors.loser - held))
         margin = guarded.margin - anchor * F.relu(errors.winner_drift)
         losses = preference_loss(margin, beta=beta, kind=kind, smoothing=smoothing)
         losses = losses + winner_weight * errors.winner
+    losses = (losses * judged).sum(dim=1) / judged.sum(dim=1)
     loss = losses.mean() if weights is None else (weights * losses).mean()
-    plain = errors.margin.detach()
+    plain, winner_drift, loser_drift = (
+        x.detach()[judged] for x in (errors.margin, errors.winner_drift, errors.loser_drift)
+    )
     return loss, {
         "margin": plain.mean(),
         "accuracy": accuracy(plain),
-        "winner_drift": errors.winner_drift.detach().mean(),
-        "loser_drift": errors.loser_drift.detach().mean(),
-        **rewards(errors.winner_drift.detach(), errors.loser_drift.detach(), beta),
+        "winner_drift": winner_drift.mean(),
+        "loser_drift": loser_drift.mean(),
+        **rewards(winner_drift, loser_drift, beta),
     }
+
+
+def _turn(sides: Sequence[Tensor], turned: Tensor) -> tuple[Tensor, Tensor]:
+    """Winner and loser, with their places changed where `turned`."""
+    winner, loser = sides
+    return torch.where(turned, loser, winner), torch.where(turned, winner, loser)
 
 
 def loser_scale(winner: Tensor, loser: Tensor, mu: float) -> Tensor:

@@ -2,15 +2,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clips import write_clip
 
 from huvidpo import video
 from huvidpo.catalog import DEFAULT_MODEL
-from judging.ratings import SIMULATED, main, rating_of
+from judging.ratings import SIMULATED, main, nearer, rating_of
 from preferences.clips import ClipEntry, read_clips, write_clips
 from preferences.pairs import scores_by_clip
-from preferences.records import Comparison, append, read_records
+from preferences.records import Comparison, SegmentComparison, append, read_records
 
 CLIPS = 6
 
@@ -92,6 +93,62 @@ def test_filmed_clips_are_preferred_to_those_made_of_their_first_frames(folder, 
     (record,) = read_records(folder / "ratings.jsonl")
     assert isinstance(record, Comparison)
     assert (record.rater, record.clip_a, record.clip_b, record.answer) == ("filmed", "0.mp4", "1.mp4", "a")
+
+
+@pytest.fixture
+def structural(tmp_path: Path) -> Path:
+    """A filmed clip of 8 frames; made of it one spoilt late, one spoilt early, and a copy of that; and a clip
+    of another filmed one that is not there.
+    """
+    folder, clips = tmp_path / "structural", {}
+    folder.mkdir()
+    spoilt = {"real": [], "late": [5, 6, 7], "early": [0, 1, 2], "copy": [0, 1, 2], "far": []}
+    for name, frames in spoilt.items():
+        clip = np.random.default_rng(0).integers(60, 200, (8, 32, 32, 3), np.uint8)
+        clip[frames] = 255 - clip[frames]
+        (folder / f"{name}.mp4").write_bytes(video.encode(clip, 8))
+        origin = {"real": {"filmed": "x.mp4"}, "far": {"first_frame": "y.mp4"}}
+        lineage = origin.get(name, {"first_frame": "x.mp4", "structural": "0.5"})
+        clips[name] = ClipEntry(video=f"{name}.mp4", caption="a horse", category="horse", lineage=lineage)
+    write_clips(folder, list(clips.values()))
+    return folder
+
+
+def test_what_is_nearer_to_the_filmed_clip_is_better_segment_by_segment(structural, capsys):
+    command = ["nearest", "--clips", str(structural)]
+    assert main([*command, "--segment-frames", "2", "--tie", "10"]) == 0  # above what the codec does
+    assert "3 comparisons added, by nearness to what was filmed; no person" in capsys.readouterr().out
+    records = read_records(structural / "ratings.jsonl")
+    assert all(isinstance(record, SegmentComparison) and record.rater == "nearest" for record in records)
+    found = {(r.clip_a, r.clip_b): (r.answer, r.segments) for r in records}
+    # frames 1 2, 3 4, 5 6 and 7; frame 0, spoilt too, is not judged
+    assert found["late.mp4", "early.mp4"] == ("tie", ["a", "tie", "b", "b"])
+    assert found["late.mp4", "copy.mp4"] == found["late.mp4", "early.mp4"]
+    assert found["early.mp4", "copy.mp4"] == ("tie", ["tie"] * 4), "the same clip twice: no preference"
+    assert {(r.frames, r.segment_frames) for r in records} == {(8, 2)}
+    assert main(["report", "--clips", str(structural), "--holdout", "0"]) == 0
+    assert "2 pairs to train on" in capsys.readouterr().out
+
+
+def test_nearness_of_what_is_no_such_folder_is_refused(structural, folder, capsys):
+    write_clip(structural / "late.mp4", frames=7, size=(32, 32))
+    for arguments, said in (
+        (["--clips", str(folder)], "judging.candidates --beside CLIPS --structural ETA"),
+        (["--clips", str(structural), "--segment-frames", "0"], "segments of 0 frames"),
+        (["--clips", str(structural), "--tie", "-1"], "a tie of -1 dB"),
+        (["--clips", str(structural), "--tie", "nan"], "a tie of nan dB"),
+        (["--clips", str(structural)], "are 8x32x32, 7x32x32, 8x32x32, expected two or more frames"),
+    ):
+        assert main(["nearest", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert not (structural / "ratings.jsonl").exists()
+
+
+def test_a_small_lead_is_a_tie_and_sides_do_not_matter():
+    truth = np.full((2, 8, 8, 3), 100, np.uint8)
+    ten, eleven = truth + np.uint8(10), truth + np.uint8(11)  # 20 lg 1.1 = 0.83 dB
+    assert (nearer(truth, ten, eleven, 0.8), nearer(truth, eleven, ten, 0.8)) == ("a", "b")
+    assert nearer(truth, ten, eleven, 0.9) == nearer(truth, ten, ten, 0) == "tie"
 
 
 def rate(folder: Path, rater: str, scores: list[float]) -> None:

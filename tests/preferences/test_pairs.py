@@ -11,13 +11,22 @@ from preferences.pairs import (
     LEAST_SPREAD,
     RankedClip,
     agreement,
+    by_segment,
     check_files,
     make_pairs,
     normalise,
     rank,
     scores_by_clip,
 )
-from preferences.records import CRITERIA, Comparison, PreferencesError, Rating, append, read_records
+from preferences.records import (
+    CRITERIA,
+    Comparison,
+    PreferencesError,
+    Rating,
+    SegmentComparison,
+    append,
+    read_records,
+)
 
 HASH = "0" * 64
 
@@ -247,6 +256,68 @@ def test_with_same_prompt_whole_prompts_are_held_out():
 def test_with_same_prompt_and_one_prompt_clips_are_held_out():
     order = [dataclasses.replace(clip, prompt="a horse runs") for clip in ranked(range(8))]
     assert make_pairs(order, same_prompt=True) == make_pairs(order)
+
+
+def by_segments(clip_a: str, clip_b: str, answer: str, segments: str, rater: str = "ann", **changes):
+    """`segments`: a letter each, t a tie."""
+    whole = dataclasses.asdict(comparison(clip_a, clip_b, answer, rater))
+    parts = [{"a": "a", "b": "b", "t": "tie"}[letter] for letter in segments]
+    shape = {"frames": 1 + 2 * len(parts), "segment_frames": 2}
+    return SegmentComparison(**whole | shape | {"segments": parts} | changes)
+
+
+def test_labels_of_segments_are_what_most_say_either_way_round():
+    records = [
+        by_segments("0", "1", "a", "aabt"),
+        by_segments("1", "0", "b", "bbab", rater="bob"),
+        by_segments("0", "1", "b", "bbbb", rater="cleo"),
+        by_segments("0", "1", "a", "aabb", rater="cleo"),  # thinks again
+        comparison("0", "2", "a"),
+    ]
+    found = by_segment(records)
+    assert (found.frames, found.segment_frames) == (9, 2)
+    assert found.labels == {("0", "1"): (1, 1, -1, 0), ("1", "0"): (-1, -1, 1, 0)}
+    assert not by_segment(records[-1:]).labels
+    with pytest.raises(PreferencesError, match="9 frames by 2 and 10 frames by 3, and all have to be"):
+        by_segment([*records, by_segments("3", "4", "a", "abt", frames=10, segment_frames=3)])
+
+
+def test_pairs_by_segments_are_those_that_were_compared_and_differ_somewhere():
+    records = [
+        by_segments("1", "0", "b", "bbt"),
+        by_segments("2", "3", "tie", "abt"),  # a tie as a whole, and yet something to learn
+        by_segments("4", "5", "tie", "ttt"),  # say, the same clip twice
+    ]
+    pairs = make_pairs(rank(records), holdout=0, labels=by_segment(records).labels)
+    found = {frozenset((pair.winner, pair.loser)): pair for pair in pairs.train}
+    assert found.keys() == {frozenset("01"), frozenset("23")}
+    assert found[frozenset("01")].winner == "0"
+    assert found[frozenset("01")].labels == (1, 1, 0)
+    assert (found[frozenset("23")].winner, found[frozenset("23")].labels) == ("2", (1, -1, 0))
+    assert {pair.weight for pair in pairs.train} == {1.0}
+    same = records[2:]
+    with pytest.raises(PreferencesError, match="make no pair"):
+        make_pairs(rank(same), holdout=0, labels=by_segment(same).labels)
+
+
+def test_clips_compared_by_segments_are_held_out_together():
+    names = [(f"{i}a", f"{i}b", f"{i}c") for i in range(4)]
+    records = [by_segments(x, y, "a", "ab") for three in names for x, y in combinations(three, 2)]
+    labels = by_segment(records).labels
+    for seed in range(4):
+        pairs = make_pairs(rank(records), seed=seed, labels=labels)
+        assert (len(pairs.train), len(pairs.held_out)) == (9, 3)
+        assert len({name[0] for name in pairs.held_out_clips}) == 1
+
+
+def test_labels_of_one_category_change_nothing_in_another():
+    records = [by_segments("0", "1", "a", "aa"), by_segments("2", "3", "a", "ab")]
+    rain = [comparison(f"r{i}", f"r{i + 1}", "a", category="rain") for i in range(3)]
+    labels = by_segment(records).labels
+    whole = make_pairs(rank(rain), tie=0, holdout=0).train
+    found = make_pairs(rank([*records, *rain]), tie=0, holdout=0, labels=labels).train
+    assert [pair for pair in found if not pair.labels] == whole
+    assert len(found) == len(whole) + 2
 
 
 def test_what_makes_no_pairs_is_refused():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from preferences.records import (
     Rating,
     Record,
     Retraction,
+    SegmentComparison,
     append,
     ratings_hash,
     read_huvidpo_json,
@@ -39,6 +41,11 @@ def comparison(**changes) -> Comparison:
     return Comparison(**clips | {"rater": "ann", "category": "horse", "answer": "a"} | changes)
 
 
+def segment_comparison(**changes) -> SegmentComparison:
+    by = {"frames": 16, "segment_frames": 5, "segments": ["a", "tie", "b"]}
+    return SegmentComparison(**dataclasses.asdict(comparison()) | by | changes)
+
+
 ratings = st.builds(
     rating,
     rater=TEXT,
@@ -54,7 +61,15 @@ ratings = st.builds(
 comparisons = st.builds(comparison, rater=TEXT, sha256_a=HASHES, answer=st.sampled_from(["a", "b", "tie"]))
 
 
-@given(records=st.lists(ratings | comparisons, max_size=4))
+@st.composite
+def segmented(draw):
+    frames, length = draw(st.integers(2, 200)), draw(st.integers(1, 250))
+    count = len(range(1, frames, length))
+    segments = draw(st.lists(st.sampled_from(["a", "b", "tie"]), min_size=count, max_size=count))
+    return segment_comparison(frames=frames, segment_frames=length, segments=segments)
+
+
+@given(records=st.lists(ratings | comparisons | segmented(), max_size=4))
 @settings(max_examples=30, deadline=None)
 def test_what_is_appended_is_read_back(records: list[Record], tmp_path_factory):
     file = tmp_path_factory.mktemp("store") / "ratings.jsonl"
@@ -98,6 +113,48 @@ def test_what_is_no_comparison_is_refused(wrong):
         comparison(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"segments": ["a", "b"]}, "segments: got 2, expected 3: 16 frames but the first, in segments of 5"),
+        ({"segments": []}, "segments: got 0, expected 3"),
+        ({"frames": 17}, "segments: got 3, expected 4"),
+        ({"segments": ["a", "b", "c"]}, "segments: got 'c', expected a list of one of a, b, tie"),
+        ({"segments": ["a", "b", 1]}, "segments: got 1, expected a list of one of a, b, tie"),
+        ({"segments": "aba"}, "segments: got 'aba', expected a list of one of a, b, tie"),
+        ({"segment_frames": 0}, "segment_frames: got 0, expected a whole number of at least 1"),
+        ({"frames": 1}, "frames: got 1, expected a whole number of at least 2"),
+        ({"frames": 16.0}, "frames: got 16.0"),
+        ({"clip_b": "0.mp4"}, "expected two clips"),
+    ],
+)
+def test_damaged_segments_are_refused_in_a_sentence(wrong, said):
+    with pytest.raises(PreferencesError) as caught:
+        segment_comparison(**wrong)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    frames=st.integers() | st.none(),
+    length=st.integers() | st.booleans(),
+    segments=st.lists(st.sampled_from(["a", "b", "tie", "", None, 1]), max_size=6) | st.text(max_size=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_segments_are_read_or_refused_by_line(frames, length, segments, tmp_path_factory):
+    file = tmp_path_factory.mktemp("store") / "ratings.jsonl"
+    record = {"kind": "segment_comparison", **dataclasses.asdict(segment_comparison())}
+    wrong = record | {"frames": frames, "segment_frames": length, "segments": segments}
+    file.write_text(json.dumps(wrong) + "\n")
+    try:
+        (read,) = read_records(file)
+        assert isinstance(read, SegmentComparison)
+        assert read.segments == segments
+        assert len(segments) == len(range(1, frames, length))
+    except PreferencesError as error:
+        assert "line 1: " in str(error)  # noqa: PT017
+
+
 def test_a_retraction_takes_back_an_opinion_of_the_same_rater(tmp_path):
     file = tmp_path / "ratings.jsonl"
     first, second = rating(), comparison()
@@ -116,7 +173,7 @@ def test_every_malformed_line_is_named_with_its_reason(tmp_path):
     wrong = {
         "{": "not JSON",
         "[1]": "not an object",
-        json.dumps(good | {"kind": "vote"}): "allowed: rating, comparison, retraction",
+        json.dumps(good | {"kind": "vote"}): "allowed: rating, comparison, retraction, segment_comparison",
         json.dumps(good | {"id": "f" * 32, "mood": "good"}): "unknown field: mood",
         json.dumps({name: good[name] for name in good if name not in ("clip", "seed")}): (
             "missing field: clip, seed"

@@ -12,20 +12,25 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from clips import write_clip
+from diffusers import AutoencoderKL
 from rated import write_rated
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
+from huvidpo.files import hash_file
 from huvidpo.lora import merge
 from huvidpo.unet import VideoUNet
+from preferences.clips import ClipEntry, write_clips
+from preferences.records import PreferencesError, SegmentComparison, append
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import embed_texts
-from training.dpo import DPOTask, VideoNetwork, main, set_fields, with_steps
+from training.dpo import DPOTask, VideoNetwork, main, said_of, set_fields, with_steps
 from training.loop import CHECKPOINT, TrainingError, train
 from training.monitors import FILE, PLOT, Monitors, pair_metrics, verdict
-from training.rated import PairRows, Rated
+from training.rated import PairRows, Rated, load_rated
 from training.recipes import DPORecipe, RecipeError, override, paper_dpo, parts_of, tiny_dpo
 
 CAPTIONS = ["a horse runs", "white horse runs on mars", "a red horse runs at night", "a horse", "rain", "sea"]
@@ -269,6 +274,61 @@ def test_every_variant_learns_the_training_pairs(make_dpo, dpo_recipe, settings)
     assert margins[0] == pytest.approx(0, abs=1e-6)
     assert np.mean(margins[-3:]) > 0
     assert np.mean(margins[-3:]) > np.mean(margins[3:6])
+
+
+def by_segments(task, labels: np.ndarray):
+    """`task` with segments of two frames and of what is left: `labels` [pairs, 2] of those to train."""
+    one = np.array([[1, -1]], np.int8)
+    train, held = (
+        dataclasses.replace(rows, labels=told)
+        for rows, told in ((task.rated.train, labels), (task.rated.held_out, one))
+    )
+    rated = dataclasses.replace(task.rated, train=train, held_out=held, segment_frames=2)
+    return dataclasses.replace(task, rated=rated)
+
+
+def test_each_segment_learns_its_own_winner(make_dpo, dpo_recipe):
+    """The first two frames are better in the one clip, the last in the other: both are learnt at once."""
+    unet, task = make_dpo(override(dataclasses.replace(dpo_recipe, lora_dropout=0.0), ["beta=200"]))
+    labels = np.tile(np.array([[1, -1]], np.int8), (len(task.rated.train), 1))
+    task = by_segments(task, labels)
+    with torch.no_grad():
+        before = task.evaluate(unet)
+    assert (before["train_accuracy"], before["held_out_accuracy"]) == (0.5, 0.5), "nothing learnt: all tied"
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(24):
+        loss, _ = task.loss(unet, step % 3, torch.Generator().manual_seed(step % 3))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    turned = by_segments(task, -labels)
+    with torch.no_grad():
+        found = [one.evaluate(unet)["train_accuracy"] for one in (task, turned)]
+    assert found[0] > 0.5 > found[1] == pytest.approx(1 - found[0])
+
+
+@torch.no_grad()
+def test_one_segment_trains_as_none_do(make_dpo, dpo_recipe):
+    unet, task = make_dpo(dataclasses.replace(dpo_recipe, lora_dropout=0.0))
+    fill_adapter(unet)
+    whole = by_segments(task, np.ones((len(task.rated.train), 1), np.int8))
+    held = dataclasses.replace(task.rated.held_out, labels=np.ones((1, 1), np.int8))
+    whole.rated = dataclasses.replace(whole.rated, held_out=held, segment_frames=3)
+    found = [one.loss(unet, 0, torch.Generator().manual_seed(0)) for one in (task, whole)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert task.evaluate(unet) == whole.evaluate(unet)
+
+
+def test_segments_are_pairs_of_their_own_by_hand():
+    labels = np.array([[1, 0, -1], [-1, 1, 1]], np.int8)
+    rows = PairRows(np.array([0, 1]), np.array([2, 0]), np.array([0.5, 1.5], np.float32), labels)
+    found = rows.by_segment()
+    assert found.winner.tolist() == [0, 8, 0, 4, 5]
+    assert found.loser.tolist() == [6, 2, 3, 1, 2]
+    assert found.weight.tolist() == [0.5, 0.5, 1.5, 1.5, 1.5]
+    assert found.labels is None
+    assert rows.among(np.array([0, 2])).by_segment().winner.tolist() == [0, 8]
 
 
 def test_kto_takes_single_clips_and_names_them(make_dpo, dpo_recipe):
@@ -582,6 +642,34 @@ def test_ratings_without_a_category_are_of_the_one_that_is_trained(tiny_family, 
     clips, out = write_rated(tmp_path / "rated", category=""), tmp_path / "lora.safetensors"
     assert main(arguments(tiny_family, clips, out, "--steps", "1")) == 0
     assert read_metadata(out)["pairs"] == "3"
+
+
+def test_pairs_judged_by_segments_are_read(family, dpo_recipe, tmp_path):
+    clips, names = tmp_path / "rated", [f"{i}.mp4" for i in range(8)]
+    clips.mkdir()
+    for i, name in enumerate(names):
+        write_clip(clips / name, seed=i, frames=4)
+    write_clips(clips, [ClipEntry(video=name, caption="a horse runs", category="horse") for name in names])
+    for i in range(0, 8, 2):
+        sides = {"clip_a": f"{i}.mp4", "clip_b": f"{i + 1}.mp4"}
+        hashes = {f"sha256_{side}": hash_file(clips / sides[f"clip_{side}"]) for side in "ab"}
+        by = {"frames": 4, "segment_frames": 2, "segments": ["a", "b"], "answer": "tie"}
+        append(
+            clips / "ratings.jsonl", SegmentComparison(rater="ann", category="horse", **sides, **hashes, **by)
+        )
+    vae = AutoencoderKL.from_pretrained(family / "first_frame" / "vae")
+    rated = load_rated(clips, "horse", vae, dpo_recipe, tmp_path)
+    said = (
+        "to train on: 3 pairs of 6 samples, 1 steps; held out: 1 pair of 2 samples, by segments of 2 frames"
+    )
+    assert said_of(rated, 1) == said
+    assert rated.segment_frames == 2
+    for rows in (rated.train, rated.held_out):
+        assert {tuple(label) for label in rows.labels} == {(1, -1)}
+    longer = dataclasses.replace(dpo_recipe, frames=3)
+    wrong = "judges segments of clips of 4 frames, and the recipe's frames is 3: set it to theirs"
+    with pytest.raises(PreferencesError, match=wrong):
+        load_rated(clips, "horse", vae, longer, tmp_path)
 
 
 def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, capsys):

@@ -241,6 +241,139 @@ def test_weights_scale_each_pair():
     assert loss.item() == pytest.approx((1.5 * 0.474077 + 0.5 * math.log(2)) / 2, abs=1e-6)
 
 
+# Segments
+
+VARIANTS = [
+    {},
+    {"kind": "ipo"},
+    {"kind": "hinge", "anchor": 2.0},
+    {"kind": "sft"},
+    {"smoothing": 0.1, "winner_weight": 3.0},
+    {"safeguard": 0.5},
+]
+
+
+def gradients(seed: int, shape: tuple[int, ...], swap: bool = False, **options):
+    """Loss, its gradients of winner and loser, and the metrics."""
+    winner, loser, ref_w, ref_l, noise = random_parts(seed, shape)
+    sides = [winner.requires_grad_(), loser.requires_grad_()]
+    if swap:
+        loss, stats = loss_of(loser, winner, ref_l, ref_w, noise, **options)
+    else:
+        loss, stats = loss_of(winner, loser, ref_w, ref_l, noise, **options)
+    return loss, torch.autograd.grad(loss, sides), stats
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize(
+    ("shape", "frames"), [(SHAPES[0], 3), (SHAPES[0], 99), (SHAPES[1], None), (SHAPES[1], 5)]
+)
+def test_one_segment_is_the_whole_clip_to_the_bit(shape, frames, options):
+    pairs = torch.tensor([1.5, 0.5])
+    plain = gradients(0, shape, beta=50, weights=pairs, **options)
+    labels = torch.ones(2, 1, dtype=torch.int8)
+    by = gradients(0, shape, beta=50, weights=pairs, labels=labels, segment_frames=frames, **options)
+    assert torch.equal(plain[0], by[0])
+    assert all(torch.equal(a, b) for a, b in zip(plain[1], by[1], strict=True))
+    assert plain[2] == by[2]
+
+
+def test_plain_loss_is_to_the_bit_what_it_was_before_segments():
+    winner, loser, ref_w, ref_l, noise = random_parts(0, SHAPES[0])
+
+    def error(prediction: torch.Tensor) -> torch.Tensor:
+        return (prediction[:, :, 1:] - noise[:, :, 1:]).flatten(1).square().mean(dim=1)
+
+    margin = -0.5 * ((error(winner) - error(ref_w)) - (error(loser) - error(ref_l)))
+    loss, stats = loss_of(winner, loser, ref_w, ref_l, noise, beta=50)
+    assert torch.equal(loss, -torch.nn.functional.logsigmoid(50 * margin).mean())
+    assert torch.equal(stats["margin"], margin.mean())
+
+
+def test_segments_by_hand():
+    """Of one pixel: frames 1 and 2 are the winner's, 3 and 4 nobody's, and the last is the loser's."""
+
+    def clip(*values: float) -> torch.Tensor:
+        return torch.tensor([100.0, *values]).reshape(1, 1, 6, 1, 1)
+
+    reference = clip(1, 1, 1, 1, 1)
+    loss, stats = loss_of(
+        clip(0, 1, 2, 0, 2), clip(1, 3, 0, 7, 1), reference, reference, torch.zeros(1, 1, 6, 1, 1),
+        beta=0.5, labels=torch.tensor([[1, 0, -1]]), segment_frames=2,
+    )  # fmt: skip
+    first = -0.5 * ((0.5 - 1) - (5 - 1))  # L of frames 1 and 2: winner (0 + 1) / 2, loser (1 + 9) / 2
+    last = -0.5 * ((1 - 1) - (4 - 1))  # frame 5 alone, and the loser of the pair wins it
+    expected = [math.log(1 + math.exp(-0.5 * margin)) for margin in (first, last)]
+    assert loss.item() == pytest.approx(sum(expected) / 2)
+    assert stats["margin"].item() == pytest.approx((first + last) / 2)
+    assert stats["winner_drift"].item() == pytest.approx((-0.5 + 0) / 2)
+
+
+def test_a_tied_segment_gets_no_gradient_and_every_pair_counts_the_same():
+    labels = torch.tensor([[1, 0, 0, 0], [1, 1, -1, 1]])
+    loss, (winner, loser), _ = gradients(0, (2, 3, 5, 5, 6), beta=50, labels=labels, segment_frames=1)
+    for gradient in (winner, loser):
+        moved = gradient.abs().sum(dim=(1, 3, 4)) > 0
+        assert torch.equal(moved[:, 1:], labels != 0)
+        assert not moved[:, 0].any()
+    parts = random_parts(0, (2, 3, 5, 5, 6))
+    alone = [
+        loss_of(*(part[[i]] for part in parts), beta=50, labels=labels[[i]], segment_frames=1)[0]
+        for i in (0, 1)
+    ]
+    torch.testing.assert_close(loss.detach(), torch.stack(alone).mean())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=SEEDS,
+    labels=st.lists(st.sampled_from([1, -1]), min_size=3, max_size=3),
+    options=st.sampled_from(VARIANTS),
+)
+def test_turning_labels_is_swapping_the_clips(seed, labels, options):
+    """The tricks: a label turned, a pair named the other way round."""
+    shape, signs = (2, 3, 7, 4, 4), torch.tensor([labels, labels])
+    plain = gradients(seed, shape, beta=5, labels=signs, segment_frames=2, **options)
+    turned = gradients(seed, shape, swap=True, beta=5, labels=-signs, segment_frames=2, **options)
+    torch.testing.assert_close(plain[0], turned[0])
+    for one, other in zip(plain[1], turned[1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=SEEDS, labels=st.lists(st.sampled_from([1, -1]), min_size=3, max_size=3))
+def test_swapping_winner_and_loser_flips_each_segments_gradient(seed, labels):
+    """At the reference, where every margin is 0: what a segment pulled, it then pushes as hard."""
+    winner, loser, _, _, noise = random_parts(seed, (1, 3, 7, 4, 4))
+    found = {}
+    for sign in (1, -1):
+        sides = [part.clone().requires_grad_() for part in (winner, loser)]
+        options = {"beta": 50.0, "labels": sign * torch.tensor([labels]), "segment_frames": 2}
+        loss, stats = loss_of(*sides, winner, loser, noise, **options)
+        found[sign] = torch.autograd.grad(loss, sides)
+        assert (stats["margin"], stats["accuracy"]) == (0, 0.5)
+    for pulled, pushed in zip(found[1], found[-1], strict=True):
+        torch.testing.assert_close(pulled, -pushed)
+    along = (found[1][0] * (winner - noise))[:, :, 1:].sum(dim=(1, 3, 4)).view(3, 2).sum(dim=1)
+    assert (along.sign() == torch.tensor(labels)).all(), (
+        "the error of a segment falls where its label says so"
+    )
+
+
+def test_an_identical_pair_has_no_gradient_whatever_its_labels():
+    _, _, ref, _, noise = random_parts(0, SHAPES[0])
+    weight = torch.tensor(0.7, requires_grad=True)
+    policy, labels = weight * ref, torch.tensor([[1, -1, 0], [-1, 1, 1]])
+    options = {"beta": 5000.0, "labels": labels, "segment_frames": 1}
+    loss_of(policy, policy, ref, ref, noise, **options)[0].backward()
+    assert weight.grad == 0
+
+
+def test_labels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"labels \[2, 2\]: want one a segment, \[2, 3\]"):
+        gradients(0, SHAPES[0], beta=1, labels=torch.ones(2, 2), segment_frames=1)
+
+
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match="sigmoid, ipo, hinge"):
         loss_of_errors(ERRORS, beta=1.0, kind="simpo")
