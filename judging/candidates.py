@@ -247,6 +247,11 @@ def _main(args: argparse.Namespace) -> int:
         check("structural", args.structural, Share, InvalidRequest)
         if not args.beside:
             raise InvalidRequest("structural: name the filmed clips to start from with --beside")
+    for name in ("first_frames", "prompts"):
+        if args.beside and getattr(args, name):
+            raise InvalidRequest(
+                f"{name}: the clips of --beside bring their own: leave one of the two out", name
+            )
     if (args.out / CAPTIONS_FILE).exists():
         raise InvalidRequest(f"out: {args.out} already holds clips, which may have been rated: name another")
     weights = args.weights or model.categories / category.weights
@@ -255,7 +260,7 @@ def _main(args: argparse.Namespace) -> int:
             f"no weights at {weights}: train them with python -m training.motion, or name them with --weights"
         )
     styles = [catalog.style(name).name for name in args.styles or catalog.styles]
-    pictures = read_pictures(args.first_frames) if args.first_frames and not args.beside else {}
+    pictures = read_pictures(args.first_frames) if args.first_frames else {}
     filmed: dict[str, np.ndarray] = {}
     if args.beside:
         clips = read_filmed(args.beside)[: args.count]

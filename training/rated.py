@@ -10,8 +10,15 @@ import numpy as np
 from diffusers import AutoencoderKL
 
 from preferences.clips import read_clips
-from preferences.pairs import Pair, by_segment, check_files, make_pairs, rank
-from preferences.records import RATINGS_FILE, PreferencesError, ratings_hash, read_records, segments_of
+from preferences.pairs import Pair, by_segment, check_files, latest, make_pairs, rank
+from preferences.records import (
+    RATINGS_FILE,
+    PreferencesError,
+    SegmentComparison,
+    ratings_hash,
+    read_records,
+    segments_of,
+)
 from training.data import encode_videos, fingerprint_texts
 from training.recipes import DPORecipe
 
@@ -81,14 +88,16 @@ def load_rated(
 
     Those that name no category are of the one that is asked for. With `recipe.frames` 1 they are pictures:
     image files, or the first frames of videos. Raises PreferencesError for ratings that make no pair, that
-    are of another category or, by segments, of another length, or whose clips are missing, changed or without
-    a caption; ClipFolderError and ClipsError for the folder and files that cannot be read.
+    are of another category, by segments and whole clips both or, by segments, of another length, or whose
+    clips are missing, changed or without a caption; ClipFolderError and ClipsError for the folder and files
+    that cannot be read.
     """
     ratings = ratings or folder / RATINGS_FILE
     captions = {entry.video: entry.caption for entry in read_clips(folder)}
     records = read_records(ratings)
     judged = rank(records)
-    segments = by_segment(r for r in records if not category or r.category in ("", category))
+    own = [record for record in records if not category or record.category in ("", category)]
+    segments = by_segment(own)
     ranked = [clip for clip in judged if not category or clip.category in ("", category)]
     if not ranked:
         there = ", ".join(sorted({clip.category for clip in judged})) or "none at all"
@@ -102,6 +111,13 @@ def load_rated(
         raise PreferencesError(
             f"{ratings} judges segments of clips of {segments.frames} frames, and the recipe's frames is "
             f"{recipe.frames}: set it to theirs"
+        )
+    scores, choices = latest(own)
+    whole = len(scores) + sum(not isinstance(choice, SegmentComparison) for choice in choices)
+    if segments.labels and whole:
+        raise PreferencesError(
+            f"{ratings} judges by segments and, {whole} times, whole clips, and pairs are made of one kind: "
+            "keep each in a file of its own, and name one with --ratings"
         )
     pairs = make_pairs(
         ranked,

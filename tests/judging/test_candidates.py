@@ -164,6 +164,8 @@ def test_structural_clips_are_made_of_the_filmed_ones(tiny_family, tmp_path):
         (("--structural", "0"), "structural: got 0.0, expected a number above 0 and of at most 1"),
         (("--structural", "1.5"), "structural: got 1.5"),
         (("--structural", "nan"), "structural: got nan"),
+        (("--beside", ".", "--prompts", "p.txt"), "prompts: the clips of --beside bring their own"),
+        (("--beside", ".", "--first-frames", "."), "first_frames: the clips of --beside bring their own"),
         (("--structural", "0.5"), "name the filmed clips to start from with --beside"),
     ],
 )

@@ -24,7 +24,7 @@ from huvidpo.files import hash_file
 from huvidpo.lora import merge
 from huvidpo.unet import VideoUNet
 from preferences.clips import ClipEntry, write_clips
-from preferences.records import PreferencesError, SegmentComparison, append
+from preferences.records import Comparison, PreferencesError, SegmentComparison, append
 from training.adapter import adapter_norm, adapter_off, adapter_tensors, add_adapter
 from training.data import embed_texts
 from training.dpo import DPOTask, VideoNetwork, main, said_of, set_fields, with_steps
@@ -670,6 +670,9 @@ def test_pairs_judged_by_segments_are_read(family, dpo_recipe, tmp_path):
     wrong = "judges segments of clips of 4 frames, and the recipe's frames is 3: set it to theirs"
     with pytest.raises(PreferencesError, match=wrong):
         load_rated(clips, "horse", vae, longer, tmp_path)
+    append(clips / "ratings.jsonl", Comparison(rater="bob", category="horse", **sides, **hashes, answer="a"))
+    with pytest.raises(PreferencesError, match="by segments and, 1 times, whole clips"):
+        load_rated(clips, "horse", vae, dpo_recipe, tmp_path)
 
 
 def test_mistakes_exit_with_2_and_one_line(tiny_family, rated_clips, tmp_path, capsys):
