@@ -2,6 +2,7 @@
 
     python -m benchmarks.soak                       30 minutes, the built-in family, four clients
     python -m benchmarks.soak --minutes 5 --clients 8
+    python -m benchmarks.soak --minutes 10 --clients 8 --painted    the gateway alone, asked far more often
 
 Clients with one request at a time each: clips over HTTP, as server-sent events and over gRPC; jobs that are
 polled, fetched, and deleted or left to expire; some cancelled, left in the middle or refused; pages, metrics.
@@ -10,16 +11,20 @@ Categories, frames, steps, guidance and formats are drawn by a seed.
 Slopes are least squares after the warm-up, a third of the time, over means of blocks: samples that follow
 each other are not independent, blocks nearly are. Beside each its 95 % interval, and the slope of the second
 half of those blocks alone: what fills up and then stays is flat there, what leaks is as steep as before.
+Pools of connections and their caches fill over thousands of requests, more than real runners answer in half
+an hour: that is what --painted is for (painted_runner.py).
 """
 
 import argparse
 import asyncio
 import json
 import random
+import signal
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ from scipy import stats
 
 from benchmarks import common
 from benchmarks.common import record
+from benchmarks.jobs_survive import gateway_process, painted_process
 from benchmarks.service_overhead import free_port, serving
 from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from service.protos import video_generation_pb2 as pb
@@ -41,6 +47,7 @@ BLOCKS = 20  # after the warm-up
 WARM_UP = 1 / 3  # of the time
 MEASURES = ("rss_mib", "descriptors", "threads")
 REQUEST_SECONDS = 120.0
+PAINTED_STEP_SECONDS = 0.001
 RETENTION_SECONDS = 60  # of jobs, so that some expire meanwhile
 
 
@@ -51,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what they ask for")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model of the catalog")
     parser.add_argument("--threads", type=int, default=0, help="of torch, in each runner (0: its choice)")
+    parser.add_argument("--painted", action="store_true", help="runners that paint instead of denoising")
     args = parser.parse_args(arguments)
     if args.quick:
         args.minutes, args.clients = 1.0, 2
@@ -65,19 +73,43 @@ async def soak(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     port = free_port()
     settings = {"GRPC_PORT": port, "DATA": folder / "data", "JOB_RETENTION": RETENTION_SECONDS}
     environment = {f"HUVIDPO_{name}": str(value) for name, value in settings.items()}
+    if args.painted:
+        async with painted(folder, **environment) as (url, process):
+            return await ask(args, url, port, process)
     with serving(args, folder, **environment, XDG_RUNTIME_DIR=str(folder)) as (url, process):
-        async with (
-            httpx.AsyncClient(base_url=url, timeout=REQUEST_SECONDS) as http,
-            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-        ):
-            end = time.monotonic() + 60 * args.minutes
-            clients = [
-                Client(http, VideoGenerationStub(channel), random.Random(args.seed + number))
-                for number in range(args.clients)
-            ]
-            asking = [asyncio.create_task(client.run(end)) for client in clients]
-            samples = await sample(process, end)
-            await asyncio.gather(*asking)
+        return await ask(args, url, port, process)
+
+
+@asynccontextmanager
+async def painted(folder: Path, **settings: str) -> AsyncIterator[tuple[str, int]]:
+    """As `serving`: a gateway as it is deployed, and a painting runner of each stage."""
+    stages = ("first_frame", "video")
+    runners = [painted_process(folder, f"{one}-0", PAINTED_STEP_SECONDS, Path("/dev/null")) for one in stages]
+    gateway = gateway_process(folder, "gateway-0", runners)
+    gateway.environment |= settings
+    try:
+        await asyncio.gather(*(process.start() for process in (*runners, gateway)))
+        assert gateway.running is not None
+        yield gateway.url, gateway.running.pid
+    finally:
+        for process in (*runners, gateway):
+            if process.running:
+                process.signal(signal.SIGKILL)
+
+
+async def ask(args: argparse.Namespace, url: str, grpc_port: int, process: int) -> dict[str, Any]:
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=REQUEST_SECONDS) as http,
+        grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel,
+    ):
+        end = time.monotonic() + 60 * args.minutes
+        clients = [
+            Client(http, VideoGenerationStub(channel), random.Random(args.seed + number))
+            for number in range(args.clients)
+        ]
+        asking = [asyncio.create_task(client.run(end)) for client in clients]
+        samples = await sample(process, end)
+        await asyncio.gather(*asking)
     outcomes = sum((client.outcomes for client in clients), Counter[str]())
     return {"requests": dict(sorted(outcomes.items())), "processes": slopes(samples)}
 

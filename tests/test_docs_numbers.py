@@ -57,6 +57,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
         "The service under load": ("*service_overhead_*",),
         "What goes first": ("*scheduling_*",),
         "Categories in memory": ("*categories_resident_*", "*soak_*"),
+        "What the gateway keeps": ("*soak_*",),
         "Categories in a batch": ("*mixed_batch_*",),
         "Training": ("*dpo_memory_*", "*gpu_check_*"),
         "Export and build without a GPU": ("*export_full_size_*", "*parity_tiny_*"),
