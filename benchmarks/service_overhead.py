@@ -12,8 +12,8 @@ at a time. "outside stages" is the time of a served request that its own Server-
 --clients: clips per second of that many clients, each with one request at a time, as ratios to one client;
 one client is measured before and after, and counts with its mean. Beside it the seconds of computing per clip
 of all processes of the service, which other work on the machine changes little. --neighbour: all of it again
-beside a busy loop of nice 10, and without the loop on one core less. Prints tables and appends one JSON line
-to benchmarks/results/.
+beside a busy loop of nice 10, and without it by a service on one core less. Prints tables and appends one
+JSON line to benchmarks/results/.
 """
 
 import argparse
@@ -104,10 +104,38 @@ def measure_bare(args: argparse.Namespace) -> list[float]:
 
 def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[float], dict]:
     """Seconds per request; the part of each that no stage accounts for; clips per second under load."""
+    stages: list[float] = []
+    load = {}
+    with asking(args, folder, stages) as (clip, process):
+        seconds = timed_clips(clip, args)
+        outside = [total - inside for total, inside in zip(seconds, stages[-len(seconds) :], strict=True)]
+        if args.clients:
+            load["free"] = throughput(clip, args, process)
+            if args.neighbour:
+                with busy_neighbour():
+                    load["beside a busy loop"] = throughput(clip, args, process)
+    if args.clients and args.neighbour:
+        with contextlib.ExitStack() as stack:
+            with one_core_less() as cores:
+                threads = str(min(cores, args.threads))
+                clip, process = stack.enter_context(asking(args, folder, [], HUVIDPO_THREADS=threads))
+            load["one core less"] = throughput(clip, args, process)
+    return seconds, outside, load
+
+
+@contextlib.contextmanager
+def asking(
+    args: argparse.Namespace, folder: Path, stages: list[float], **settings: str
+) -> Iterator[tuple[Any, int]]:
+    """What asks a service for a clip by its seed, and the service's process; `stages` gets what each took. It
+    has compiled and learnt every batch size that the clients ask for.
+    """
     import httpx
 
-    stages: list[float] = []
-    with serving(args, folder) as (url, process), httpx.Client(base_url=url, timeout=600) as client:
+    with (
+        serving(args, folder, **settings) as (url, process),
+        httpx.Client(base_url=url, timeout=600) as client,
+    ):
 
         def clip(seed: int) -> None:
             response = client.post("/generate_video", json=REQUEST | {"seed": seed})
@@ -115,18 +143,9 @@ def measure_served(args: argparse.Namespace, folder: Path) -> tuple[list[float],
             parts = response.headers["server-timing"].split(", ")
             stages.append(sum(float(part.split("dur=")[1]) for part in parts) / 1000)
 
-        seconds = timed_clips(clip, args)
-        outside = [total - inside for total, inside in zip(seconds, stages[-len(seconds) :], strict=True)]
-        load = {}
         if args.clients:
-            _pace(clip, max(args.clients), args.requests, process)  # compiles and learns every batch size
-            load["free"] = throughput(clip, args, process)
-            if args.neighbour:
-                with busy_neighbour():
-                    load["beside a busy loop"] = throughput(clip, args, process)
-                with one_core_less(process):
-                    load["one core less"] = throughput(clip, args, process)
-    return seconds, outside, load
+            _pace(clip, max(args.clients), args.requests, process)
+        yield clip, process
 
 
 def throughput(clip: Any, args: argparse.Namespace, process: int) -> dict[int, dict[str, float]]:
@@ -172,23 +191,17 @@ def busy_neighbour() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_core_less(process: int) -> Iterator[None]:
-    """What a neighbour would leave that never makes room: the service's processes keep off the last core."""
-    import psutil
-
+def one_core_less() -> Iterator[int]:
+    """What is started within keeps off the last core, as if a neighbour had it that never makes room; how
+    many cores there are then.
+    """
     cores = sorted(os.sched_getaffinity(0))
-    workers = psutil.Process(process).children(recursive=True)
-
-    def keep_to(chosen: list[int]) -> None:
-        for thread in [thread.id for worker in workers for thread in worker.threads()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(thread, chosen)
-
-    keep_to(cores[:-1] or cores)
+    left = cores[:-1] or cores
+    os.sched_setaffinity(0, left)
     try:
-        yield
+        yield len(left)
     finally:
-        keep_to(cores)
+        os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager

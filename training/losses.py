@@ -177,6 +177,7 @@ def dpo_loss(
     """
     both = torch.cat([noise, noise])
     ours, theirs = (segment_errors(x, both, segment_frames).chunk(2) for x in (policy, reference))
+    whole = labels is None
     labels = torch.ones_like(ours[0]) if labels is None else labels
     if labels.shape != ours[0].shape:
         raise ValueError(f"labels {list(labels.shape)}: want one a segment, {list(ours[0].shape)}")
@@ -198,7 +199,8 @@ def dpo_loss(
     losses = (losses * judged).sum(dim=1) / judged.sum(dim=1)
     loss = losses.mean() if weights is None else (weights * losses).mean()
     plain, winner_drift, loser_drift = (
-        x.detach()[judged] for x in (errors.margin, errors.winner_drift, errors.loser_drift)
+        x.detach().flatten() if whole else x.detach()[judged]  # a mask would wait for the device
+        for x in (errors.margin, errors.winner_drift, errors.loser_drift)
     )
     return loss, {
         "margin": plain.mean(),
