@@ -244,7 +244,7 @@ def slope(hours: np.ndarray, values: np.ndarray) -> dict[str, float]:
     x = np.array([part.mean() for part in np.array_split(hours, BLOCKS)])
     y = np.array([part.mean() for part in np.array_split(values, BLOCKS)])
     whole, late = stats.linregress(x, y), stats.linregress(x[BLOCKS // 2 :], y[BLOCKS // 2 :])
-    margin = stats.t.ppf(0.975, BLOCKS - 2) * whole.stderr
+    margin = np.nan_to_num(stats.t.ppf(0.975, BLOCKS - 2) * whole.stderr)  # not a number if nothing moves
     found = {
         "first": y[0],
         "last": y[-1],
