@@ -20,11 +20,10 @@ file as it was beside it.
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -116,14 +115,29 @@ def simulate(folder: Path, ratings: Path, judge: "Judge", noise: float, seed: in
     return len(clips)
 
 
+def made_of_filmed(folder: Path) -> list[tuple[ClipEntry, list[ClipEntry]]]:
+    """The filmed clips of a folder of `judging.candidates --beside`, each with those made from it."""
+    clips = read_clips(folder)
+    filmed = {clip.lineage["filmed"]: clip for clip in clips if "filmed" in clip.lineage}
+    return [
+        (real, [clip for clip in clips if clip.lineage.get("first_frame") == name])
+        for name, real in filmed.items()
+    ]
+
+
+def sides(folder: Path, a: ClipEntry, b: ClipEntry) -> dict[str, Any]:
+    """What a comparison says of the files of its two clips."""
+    named = {"a": folder / a.video, "b": folder / b.video}
+    hashes = {f"sha256_{side}": hash_file(file) for side, file in named.items()}
+    return {"clip_a": a.video, "clip_b": b.video, **hashes}
+
+
 def prefer_filmed(folder: Path, ratings: Path) -> int:
     """Add to `ratings` that every filmed clip of `folder` is better than those made from its first frame.
 
     Returns how many comparisons. Raises PreferencesError where there is none to add.
     """
-    clips = read_clips(folder)
-    filmed = {clip.lineage["filmed"]: clip for clip in clips if "filmed" in clip.lineage}
-    pairs = [(filmed[name], clip) for clip in clips if (name := clip.lineage.get("first_frame")) in filmed]
+    pairs = [(real, clip) for real, made in made_of_filmed(folder) for clip in made]
     if not pairs:
         raise PreferencesError(
             f"{folder}: no clip was made from the first frame of a filmed one that is there too; make such a "
@@ -133,10 +147,7 @@ def prefer_filmed(folder: Path, ratings: Path) -> int:
         chosen = Comparison(
             rater=FILMED,
             category=real.category,
-            clip_a=real.video,
-            sha256_a=hash_file(folder / real.video),
-            clip_b=made.video,
-            sha256_b=hash_file(folder / made.video),
+            **sides(folder, real, made),
             answer="a",
             prompt=real.prompt,
         )
@@ -156,13 +167,7 @@ def prefer_nearest(folder: Path, ratings: Path, segment_frames: int, tie: float)
             f"got segments of {segment_frames} frames and a tie of {tie:g} dB, expected 1 or more and 0 "
             "or more"
         )
-    clips = read_clips(folder)
-    filmed = {clip.lineage["filmed"]: clip for clip in clips if "filmed" in clip.lineage}
-    made: dict[str, list[ClipEntry]] = defaultdict(list)
-    for clip in clips:
-        if (name := clip.lineage.get("first_frame")) in filmed:
-            made[name].append(clip)
-    pairs = [(filmed[name], a, b) for name, some in made.items() for a, b in combinations(some, 2)]
+    pairs = [(real, *two) for real, made in made_of_filmed(folder) for two in combinations(made, 2)]
     if not pairs:
         raise PreferencesError(
             f"{folder}: no two clips were made from a filmed one that is there too; make such a folder with "
@@ -192,10 +197,7 @@ def nearest(
     return SegmentComparison(
         rater=NEAREST,
         category=real.category,
-        clip_a=a.video,
-        sha256_a=hash_file(folder / a.video),
-        clip_b=b.video,
-        sha256_b=hash_file(folder / b.video),
+        **sides(folder, a, b),
         answer=nearer(real_frames, a_frames, b_frames, tie),
         prompt=real.prompt,
         frames=len(truth),

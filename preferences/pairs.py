@@ -135,11 +135,20 @@ def agreement(records: Iterable[Opinion], *, normalised: bool = True) -> float |
 def by_segment(records: Iterable[Opinion]) -> Segments:
     """Of every two clips that were compared by segments, what most raters say of each.
 
-    Raises PreferencesError where records have other frames or segments than the first.
+    Raises PreferencesError where they are of several lengths, of clips or segments, and where whole clips of
+    the same category were judged too.
     """
-    told = [c for c in latest(records)[1] if isinstance(c, SegmentComparison)]
+    scores, choices = latest(records)
+    told = [c for c in choices if isinstance(c, SegmentComparison)]
     if not told:
         return Segments()
+    whole = [*scores, *(c for c in choices if not isinstance(c, SegmentComparison))]
+    categories = {c.category for c in told}
+    if mixed := [r for r in whole if "" in (r.category, *categories) or r.category in categories]:
+        raise PreferencesError(
+            f"a category is judged by segments and, {len(mixed)} times, whole clips, and pairs are made of "
+            "one kind: keep each in a ratings file of its own, and name one with --ratings"
+        )
     shapes = sorted({(c.frames, c.segment_frames) for c in told})
     if len(shapes) > 1:
         each = " and ".join(f"{frames} frames by {length}" for frames, length in shapes)

@@ -10,15 +10,8 @@ import numpy as np
 from diffusers import AutoencoderKL
 
 from preferences.clips import read_clips
-from preferences.pairs import Pair, by_segment, check_files, latest, make_pairs, rank
-from preferences.records import (
-    RATINGS_FILE,
-    PreferencesError,
-    SegmentComparison,
-    ratings_hash,
-    read_records,
-    segments_of,
-)
+from preferences.pairs import Pair, by_segment, check_files, make_pairs, rank
+from preferences.records import RATINGS_FILE, PreferencesError, ratings_hash, read_records, segments_of
 from training.data import encode_videos, fingerprint_texts
 from training.recipes import DPORecipe
 
@@ -96,8 +89,7 @@ def load_rated(
     captions = {entry.video: entry.caption for entry in read_clips(folder)}
     records = read_records(ratings)
     judged = rank(records)
-    own = [record for record in records if not category or record.category in ("", category)]
-    segments = by_segment(own)
+    segments = by_segment(r for r in records if not category or r.category in ("", category))
     ranked = [clip for clip in judged if not category or clip.category in ("", category)]
     if not ranked:
         there = ", ".join(sorted({clip.category for clip in judged})) or "none at all"
@@ -111,13 +103,6 @@ def load_rated(
         raise PreferencesError(
             f"{ratings} judges segments of clips of {segments.frames} frames, and the recipe's frames is "
             f"{recipe.frames}: set it to theirs"
-        )
-    scores, choices = latest(own)
-    whole = len(scores) + sum(not isinstance(choice, SegmentComparison) for choice in choices)
-    if segments.labels and whole:
-        raise PreferencesError(
-            f"{ratings} judges by segments and, {whole} times, whole clips, and pairs are made of one kind: "
-            "keep each in a file of its own, and name one with --ratings"
         )
     pairs = make_pairs(
         ranked,
@@ -149,7 +134,7 @@ def load_rated(
 
 
 def _rows(pairs: list[Pair], place: dict[str, int], segments: int) -> PairRows:
-    labels = np.array([pair.labels or (1,) * segments for pair in pairs], np.int8)
+    labels = np.array([pair.labels for pair in pairs], np.int8)
     return PairRows(
         np.array([place[pair.winner] for pair in pairs], int),
         np.array([place[pair.loser] for pair in pairs], int),

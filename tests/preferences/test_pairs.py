@@ -272,7 +272,7 @@ def test_labels_of_segments_are_what_most_say_either_way_round():
         by_segments("1", "0", "b", "bbab", rater="bob"),
         by_segments("0", "1", "b", "bbbb", rater="cleo"),
         by_segments("0", "1", "a", "aabb", rater="cleo"),  # thinks again
-        comparison("0", "2", "a"),
+        comparison("0", "2", "a", category="rain"),
     ]
     found = by_segment(records)
     assert (found.frames, found.segment_frames) == (9, 2)
@@ -280,6 +280,15 @@ def test_labels_of_segments_are_what_most_say_either_way_round():
     assert not by_segment(records[-1:]).labels
     with pytest.raises(PreferencesError, match="9 frames by 2 and 10 frames by 3, and all have to be"):
         by_segment([*records, by_segments("3", "4", "a", "abt", frames=10, segment_frames=3)])
+
+
+@pytest.mark.parametrize(("one", "other"), [("horse", "horse"), ("horse", ""), ("", "horse")])
+def test_segments_and_whole_clips_of_one_category_are_refused_together(one, other):
+    """A record that names no category is of any."""
+    part = by_segments("0", "1", "a", "ab", category=one)
+    for whole in (comparison("2", "3", "a", category=other), rating("ann", "4", 7.0, other)):
+        with pytest.raises(PreferencesError, match="by segments and, 1 times, whole clips"):
+            by_segment([part, whole])
 
 
 def test_pairs_by_segments_are_those_that_were_compared_and_differ_somewhere():
