@@ -8,7 +8,7 @@ arm's LoRA is merged and held against stage 1 on the true first frames of scenes
 by the learned judge, by PSNR to the rendered truth and by motion, as `tiny.promote` does; how much the error
 of held-out winners drifted, the run tells. An arm helps where the judge prefers it in 60 % of the pairs,
 beyond chance, PSNR in half, and it keeps 95 % of the motion without the winners' error rising. Writes
-models/tiny/ablation.json.
+models/tiny/judge/ablation.json.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def main() -> None:
         }
         facts = {"seeds": args.seeds[: args.seeds.index(seed) + 1], "scenes": args.count, "commit": commit()}
         whole = {**facts, "arms": found, "by_category": by_category}
-        write_text(FAMILY / "ablation.json", json.dumps(whole, indent=1) + "\n")
+        write_text(FAMILY / "judge" / "ablation.json", json.dumps(whole, indent=1) + "\n")
         print(table(found), flush=True)
 
 
