@@ -1,10 +1,11 @@
 """Cures for hardware that is slow at what the model asks: one function per cure, each told in one place.
 
-Today there is one such hardware: a CPU without AMX, some of whose bfloat16 kernels run several times slower
-than the same in float32. Everything here answers as the plain operation does, within bfloat16's rounding, and
+Today there are two: a CPU without AMX, some of whose bfloat16 kernels run several times slower than the same
+in float32, and one without any bfloat16, where all do. Everything here answers as the plain operation does, within bfloat16's rounding, and
 is that operation on a GPU, in float32 and while a network is exported. Shapes as `huvidpo.attention`.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,6 +64,27 @@ def prepare_to_train(model: Any) -> Any:
 
 @contextmanager
 def mixed_precision() -> Iterator[None]:
-    """bf16 autocast on a CPU, without the fused attention, whose backward takes half of a CLIP step."""
+    """bf16 autocast on a CPU, without the fused attention, whose backward takes half of a CLIP step; float32
+    where the CPU has no bfloat16.
+    """
+    if not cpu_has_bfloat16():
+        yield
+        return
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16, and may: without such instructions (an AVX2 machine, say) a
+    convolution in bfloat16 takes ten times as long as in float32.
+    """
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16")) and not limited_isa()
+
+
+def limited_isa() -> str:
+    """How the environment keeps oneDNN from instructions that the CPU has, as NAME=value, or ""."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if os.environ.get(name, "ALL").upper() not in ("ALL", "DEFAULT"):
+            return f"{name}={os.environ[name]}"
+    return ""

@@ -394,15 +394,12 @@ def _dtype(settings: Settings, device: str) -> "torch.dtype | None":
     """
     import torch
 
-    from huvidpo.engines.openvino import limited_isa
+    from huvidpo.hardware import cpu_has_bfloat16
 
     if settings.dtype:
         return getattr(torch, settings.dtype)
     on_cpu = device == "cpu" or not (device or torch.cuda.is_available())
-    if not on_cpu or limited_isa():
-        return None
-    has = torch.cpu.get_capabilities()
-    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
+    return torch.bfloat16 if on_cpu and cpu_has_bfloat16() else None
 
 
 def encode_frame(job: RunnerJob, frame: np.ndarray) -> bytes:

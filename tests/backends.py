@@ -2,6 +2,6 @@
 
 import pytest
 
-from huvidpo.engines.openvino import limited_isa
+from huvidpo.hardware import limited_isa
 
 needs_openvino = pytest.mark.skipif(bool(limited_isa()), reason=f"openvino crashes under {limited_isa()}")

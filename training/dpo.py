@@ -66,7 +66,14 @@ from training.losses import (
     segment_errors,
 )
 from training.monitors import Monitors, pair_metrics, verdict
-from training.motion import build_pipeline, sample_clips, sampling_options, start_accelerate, use_threads
+from training.motion import (
+    build_pipeline,
+    in_native_precision,
+    sample_clips,
+    sampling_options,
+    start_accelerate,
+    use_threads,
+)
 from training.rated import PairRows, Rated, load_rated
 from training.recipes import DPO_RECIPES, DPORecipe, Stage, override, read_settings, recipe_of
 
@@ -415,6 +422,7 @@ def run(
     Returns its tensors and their provenance, None when the run was interrupted (and saved). Raises
     TrainingError (see `training.loop.train`), PreferencesError, ClipsError and CheckpointError.
     """
+    recipe = in_native_precision(recipe)
     accelerator = start_accelerate(recipe)
     set_up = set_up_pictures if recipe.frames == 1 else set_up_clips
     unet, task, provenance = set_up(recipe, given, folder.parent / "cache", accelerator)

@@ -22,6 +22,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from huvidpo.catalog import Catalog, Component, Model, load_catalog
 from huvidpo.checkpoint import save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.files import make_folder, make_way, whole_file, write_bytes
+from huvidpo.hardware import cpu_has_bfloat16
 from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
@@ -55,6 +57,7 @@ from training.recipes import (
     recipe_of,
 )
 
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 PATIENCE = timedelta(days=7)  # longer than any work that one process does for all
 EVAL_LEVELS = (0.125, 0.375, 0.625, 0.875)  # timesteps of the evaluation, as shares of the schedule
 
@@ -168,6 +171,7 @@ def run(
     Returns where the run stands, the network and its provenance. `name` says what is learnt. Raises
     TrainingError (see `training.loop.train`), ClipsError and CheckpointError.
     """
+    recipe = in_native_precision(recipe)
     accelerator = start_accelerate(recipe)
     source = Component.at(base) if base else model.video_unet
     torch.manual_seed(recipe.seed)
@@ -192,6 +196,17 @@ def run(
         **identity,
     }
     return trained, unet, provenance
+
+
+def in_native_precision(recipe: RecipeT) -> RecipeT:
+    """The recipe, in float32 where it asks a CPU without bfloat16 for that: ten times as fast there."""
+    if recipe.precision != "bf16" or torch.cuda.is_available() or cpu_has_bfloat16():
+        return recipe
+    print(
+        "this CPU has no bfloat16: training in float32 (precision=fp32), several times faster here",
+        flush=True,
+    )
+    return dataclasses.replace(recipe, precision="fp32")
 
 
 def start_accelerate(recipe: Recipe) -> Accelerator:

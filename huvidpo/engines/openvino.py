@@ -6,7 +6,6 @@ The graph of a network is traced once per architecture, weights left out as inpu
 
 import dataclasses
 import logging
-import os
 import sys
 import time
 import warnings
@@ -30,6 +29,7 @@ from huvidpo.engines.manifest import engines_folder
 from huvidpo.engines.networks import Row, spec_inputs
 from huvidpo.errors import EngineError
 from huvidpo.files import hash_facts, hash_file, whole_folder
+from huvidpo.hardware import limited_isa
 
 logger = logging.getLogger(__name__)
 
@@ -235,17 +235,6 @@ class OpenVINO:
 @cache
 def core() -> Any:
     return import_openvino().Core()
-
-
-def limited_isa() -> str:
-    """How the environment keeps oneDNN from instructions that the CPU has, as NAME=value, or "".
-
-    OpenVINO follows it in some of its kernels and not in others, and crashes.
-    """
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        if os.environ.get(name, "ALL").upper() not in ("ALL", "DEFAULT"):
-            return f"{name}={os.environ[name]}"
-    return ""
 
 
 def import_openvino() -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from huvidpo.catalog import load_catalog
-from huvidpo.engines.openvino import limited_isa
+from huvidpo.hardware import limited_isa
 from huvidpo.video import decode
 
 FAMILY = Path(__file__).resolve().parents[2] / "models/tiny"

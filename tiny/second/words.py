@@ -209,11 +209,7 @@ FILLERS = _list(
 
 @dataclass(frozen=True)
 class Language:
-    """ """
-
-    "T"
-    "h"
-    "e plainest forms of another language. Colours do not agree with their nouns, as in a hurried prompt."
+    """The plainest forms of another language. Colours do not agree with their nouns, as if hurried."""
 
     sentences: dict[str, tuple[str, ...]]
     colours: dict[str, str]
@@ -316,6 +312,11 @@ def caption(scene: Scene, rng: Rng, drop: float = 0.0) -> str:
         text = pick(rng, SENTENCES[STILL] if rng.random() < 0.5 else sentences_of_any(rng))
         return tidy(f"{text} {camera_words(scene, rng)}".format(c="", p=""))
     has_colour, has_place, has_style = (rng.random(3) >= drop).tolist()
+    return wording(scene, rng, has_colour, has_place, has_style)
+
+
+def wording(scene: Scene, rng: Rng, has_colour: bool, has_place: bool, has_style: bool) -> str:
+    """A wording of a scene in which something moves, that says some of its facts."""
     has_colour = has_colour and scene.category not in COLOURLESS
     form = rng.random()
     if form < 0.14:

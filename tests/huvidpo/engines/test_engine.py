@@ -31,12 +31,13 @@ from huvidpo.engines.onnxruntime import onnxruntime
 from huvidpo.engines.select import compare, place_modules
 from huvidpo.errors import EngineError, InvalidRequest
 from huvidpo.files import hash_tensors
+from huvidpo.hardware import limited_isa
 from huvidpo.loading import load_video_unet
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.unet import VideoUNet
 
-if cpu_engines.limited_isa():
-    pytest.skip(f"openvino crashes under {cpu_engines.limited_isa()}", allow_module_level=True)
+if limited_isa():
+    pytest.skip(f"openvino crashes under {limited_isa()}", allow_module_level=True)
 openvino = cpu_engines.import_openvino()
 CATEGORIES = ["horse", "smile", "guitar"]  # the random family has weights for the first alone
 UNET = ROWS["video_unet"]
