@@ -1,8 +1,9 @@
 """Cures for hardware that is slow at what the model asks: one function per cure, each told in one place.
 
 Today there are two: a CPU without AMX, some of whose bfloat16 kernels run several times slower than the same
-in float32, and one without any bfloat16, where all do. Everything here answers as the plain operation does, within bfloat16's rounding, and
-is that operation on a GPU, in float32 and while a network is exported. Shapes as `huvidpo.attention`.
+in float32, and one without any bfloat16, where all do. Everything here answers as the plain operation does,
+within bfloat16's rounding, and is that operation on a GPU, in float32 and while a network is exported. Shapes
+as `huvidpo.attention`.
 """
 
 import os

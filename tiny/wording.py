@@ -30,13 +30,12 @@ from huvidpo.hardware import mixed_precision
 from huvidpo.loading import load_part, load_tokenizer, load_video_unet
 from tiny import world
 from tiny.clip import save
-from tiny.common import FAMILY, fit, parse_recipe, scheduler
+from tiny.common import FAMILY, fit, parse_recipe, scheduler, to_unit
 from tiny.first_frame import condition
 from tiny.second import words
 from tiny.second.networks import build_tokenizer
 from tiny.second.world import STILL
 from tiny.second.world import Scene as SecondScene
-from tiny.wide import encode
 from training.recipes import Recipe
 
 BATCH, CONTEXT = 64, 77
@@ -172,6 +171,17 @@ def readers_of(unet: nn.Module, forward: Any, pooled: bool) -> list[Reader]:
         some = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0))[:QUERIES]
         result.append(Reader(module.requires_grad_(False), asked[some].clone(), pooled))
     return result
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
+    """uint8 [F, 64, 64, 3] -> float16 [12, F, 16, 16]."""
+    pixels = to_unit(torch.from_numpy(np.ascontiguousarray(pictures)))
+    parts = [
+        vae.encode(part.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+        for part in pixels.split(16)
+    ]
+    return torch.cat(parts).transpose(0, 1).numpy().astype(np.float16)
 
 
 def all_readers(teacher: Tower) -> list[Reader]:

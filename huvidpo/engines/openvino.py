@@ -242,7 +242,7 @@ def import_openvino() -> Any:
 
     Raises EngineError if it is not installed, or would crash.
     """
-    if limit := limited_isa():
+    if limit := limited_isa():  # followed by some of its kernels and not by others
         raise EngineError(f"openvino crashes under {limit}: unset it, or set HUVIDPO_BACKEND=torch")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:

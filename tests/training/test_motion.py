@@ -16,12 +16,13 @@ from PIL import Image
 
 from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
 from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
+from huvidpo.hardware import mixed_precision
 from huvidpo.unet import VideoUNet
 from training import curves
 from training.inversion import invert_clips
 from training.loop import STOPPED
-from training.motion import main
-from training.recipes import LAMP_TRAINABLE
+from training.motion import in_native_precision, main
+from training.recipes import LAMP_TRAINABLE, MotionRecipe
 
 SMALL = [
     "frames=4",
@@ -225,3 +226,15 @@ def test_a_run_shows_its_curves_its_recipe_and_real_beside_sample(tiny_family, c
     assert (tmp_path / "again.safetensors").read_bytes() == out.read_bytes()
     settings.write_text("steps = 1\nfrogs = 3\n")
     assert main(["--model", DEFAULT_MODEL, "--category", "horse", "--clips", str(clips), *again]) == 2
+
+
+@pytest.mark.parametrize(("has", "precision"), [({"avx512_bf16": True}, "bf16"), ({}, "fp32")])
+def test_a_cpu_without_bfloat16_trains_in_float32(has, precision, monkeypatch, capsys):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = MotionRecipe(precision="bf16")
+    assert in_native_precision(recipe) == dataclasses.replace(recipe, precision=precision)
+    assert ("no bfloat16" in capsys.readouterr().out) == (precision == "fp32")
+    with mixed_precision():
+        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
