@@ -13,6 +13,7 @@ teacher; captions in its own words stay what they were. No picture is needed, an
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,14 +300,12 @@ def text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
 
 def main() -> None:
     recipe = parse_recipe("Teach the tiny text encoder other words.", RECIPE)
-    if not TEACHER.exists():
-        old = load_part(CLIPModel, Component.at(FAMILY, "clip"), torch.float32)
-        if old.config.text_config.max_position_embeddings == CONTEXT:
-            raise SystemExit(
-                "models/tiny/clip knows other words already; python -m tiny.clip makes its teacher"
-            )
-        old.save_pretrained(TEACHER)
-        load_tokenizer(Component.at(FAMILY, "clip"), old).save_pretrained(TEACHER)
+    now = load_part(CLIPModel, Component.at(FAMILY, "clip"), torch.float32)
+    if now.config.text_config.max_position_embeddings != CONTEXT:  # that of `tiny.clip`
+        now.save_pretrained(TEACHER)
+        load_tokenizer(Component.at(FAMILY, "clip"), now).save_pretrained(TEACHER)
+    elif not TEACHER.exists():
+        sys.exit("models/tiny/clip knows other words already; python -m tiny.clip trains a teacher for it")
     old = load_part(CLIPModel, Component.at(TEACHER), torch.float32).eval()
     old_tokenizer, tokenizer = load_tokenizer(Component.at(TEACHER), old), build_tokenizer()
     clip = start(old, old_tokenizer, tokenizer)

@@ -31,10 +31,11 @@ def named(prompt: str) -> list[str]:
         ("it is there, and they were with an horse, please", []),  # nothing that a picture could show
         ("a zebra runs; a Zebra runs", ["zebra"]),
         ("a horse without hair", ["without"]),  # it would show the hair
-        ("two horses run", ["two", "horses", "run"]),  # only "horse" and "runs" were in captions
-        ("3 horse 4k", ["3", "4k"]),
-        ("un cheval blanc, лошадь, 馬, घोड़ा", ["un", "cheval", "blanc", "лошадь", "馬", "घोड़ा"]),
-        ("photo", ["photo"]),  # of the tokenizer, of no caption
+        ("a chestnut pony trots through the woods", ["through"]),
+        ("two horses run", ["horses", "run"]),  # only "horse", "runs" and "running" were in captions
+        ("3 horse 5k", ["3", "5k"]),
+        ("un cheval blanc, лошадь, 馬, घोड़ा", ["лошадь", "馬", "घोड़ा"]),
+        ("an orange horse", ["orange"]),  # a colour that nothing has
         ("", []),
         ("?! ... 'quoted'", ["quoted"]),
         ("ho\u200brse", ["ho", "rse"]),  # as the tokenizer reads it

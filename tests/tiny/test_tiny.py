@@ -148,11 +148,12 @@ def test_the_file_of_prompts_is_what_the_world_says():
 def test_the_file_of_words_is_what_the_captions_say():
     from huvidpo.words import words_of
     from tiny.prompts import FILE as PROMPTS
-    from tiny.words import FILE, text
+    from tiny.words import FILE, other_words, text
     from tiny.world import caption, random_scene
 
     assert FILE.read_text(encoding="utf-8") == text()
     rng = np.random.default_rng(0)
     captions = [caption(random_scene(rng), rng, 0.4) for _ in range(2000)]
     prompts = [line.partition(": ")[2] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    assert sorted(words_of("\n".join(captions + prompts))) == text().split()
+    others = [part.format("", c="", p="") for part in other_words()]
+    assert sorted(words_of("\n".join(captions + prompts + others))) == text().split()

@@ -29,7 +29,7 @@ from huvidpo.catalog import Component, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.files import make_folder, write_text
 from huvidpo.loading import load_part
-from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
+from huvidpo.pipeline import VideoPipeline
 from preferences.metrics import bootstrap, win_rate
 from preferences.thumbnails import tile
 from tiny import dataset
@@ -38,6 +38,7 @@ from tiny.evaluate import SEED, batches, request_for
 from tiny.judge.fidelity import fidelity
 from tiny.judge.score import FOLDER, TERMS, Judge, load, unit
 from tiny.judge.tricks import TRICKS, fake, still
+from tiny.judge.wordings import labels_read
 from tiny.judge.worlds import FIRST
 from tiny.world import CATEGORIES, STYLES, Scene, render
 from training.lineage import commit
@@ -162,21 +163,7 @@ def against(ours: Sequence[Measures], theirs: Sequence[Measures]) -> dict[str, A
 
 def drawn(judge: Judge, scenes: Sequence[Scene], steps: int) -> dict[str, float]:
     """Share of first frames drawn from the prompts whose labels the judge reads right."""
-    pipeline = FirstFramePipeline.from_catalog("tiny")
-    requests = [with_steps(scene, SEED + i, steps) for i, scene in enumerate(scenes)]
-    pictures: list[Any] = [picture for run in batches(requests) for picture in pipeline(run)]
-    with torch.no_grad():
-        read, _ = judge.nets.reader(unit(np.stack([np.asarray(picture) for picture in pictures])))
-    found = {}
-    for kind, values in FIRST.labels.items():
-        guesses = read[kind].argmax(1).tolist()
-        seen = [
-            values[g] == FIRST.asked(s)[kind]
-            for g, s in zip(guesses, scenes, strict=True)
-            if kind in FIRST.asked(s)
-        ]
-        found[kind] = round(float(np.mean(seen)), 4)
-    return found
+    return labels_read(judge, [with_steps(scene, SEED + i, steps) for i, scene in enumerate(scenes)], scenes)
 
 
 def draw_sheet(clips: Clips, truths: Clips, scenes: Sequence[Scene], path: Path) -> None:

@@ -188,6 +188,7 @@ CAMERA_WORDS: dict[str, tuple[str, ...]] = {
     "out": _list("the camera zooms out | zoom out | farther and farther | dolly out"),
     STILL: _list("a static camera | the camera does not move | fixed camera"),
 }
+LATE_COLOURS = _list("the colour is {} | coloured {} | it is {} | {} in colour | all in {}")
 OPENINGS = _list(
     "a video of | a clip of | footage of | please show me | i would like to see | a short film of | "
     "show | make |"
@@ -357,11 +358,7 @@ def sentence(scene: Scene, rng: Rng, has_colour: bool, has_place: bool, has_styl
         text = f"{pick(rng, OPENINGS)} {text}"
     parts = [text]
     if late:
-        parts.append(
-            pick(rng, ("the colour is {}", "coloured {}", "it is {}", "{} in colour", "all in {}")).format(
-                colour
-            )
-        )
+        parts.append(pick(rng, LATE_COLOURS).format(colour))
     if words := camera_words(scene, rng):
         parts.append(words)
     parts += [pick(rng, ENDINGS) for _ in range(int(rng.integers(1, 4)))] if rng.random() < 0.2 else []
