@@ -41,7 +41,7 @@ from training.recipes import Recipe
 
 BATCH, CONTEXT = 64, 77
 RECIPE = Recipe(
-    steps=6_000, batch_size=BATCH, lr=2e-3, warmup_steps=200, cooldown=0.4, weight_decay=0.01,
+    steps=1_100, batch_size=BATCH, lr=2e-3, warmup_steps=200, cooldown=0.4, weight_decay=0.01,
     precision="bf16", ema=0.998, save_every=100, sample_every=1_000,
 )  # fmt: skip
 TEACHER = Path("runs/tiny/teacher")  # the family's CLIP as `tiny.clip` left it
