@@ -26,7 +26,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from huvidpo.catalog import Component, load_catalog
+from huvidpo.catalog import Component
 from huvidpo.hardware import mixed_precision
 from huvidpo.loading import load_part, load_tokenizer, load_video_unet
 from tiny import world
@@ -48,6 +48,7 @@ TEACHER = Path("runs/tiny/teacher")  # the family's CLIP as `tiny.clip` left it
 QUERIES, ASKED = 2_048, 32  # kept of each attention, and of them in a step
 DROPS = (0.0, 0.3)
 OWN = 0.25  # share of captions in the teacher's own words, whose meaning must stay
+EMPTY = 0.2  # share of those that are empty, as a negative prompt is
 
 
 class Said(NamedTuple):
@@ -69,27 +70,19 @@ def draw(scene: world.Scene, rng: np.random.Generator) -> Said:
     """A wording of a scene: in half of them the style stands behind, as the service puts it there."""
     drop = float(rng.choice(DROPS))
     if rng.random() < OWN:
-        text = own_words(scene, rng, drop)
+        text = "" if rng.random() < EMPTY else world.caption(scene, rng, drop)
         return Said(text, text)
     colour, place, style = (rng.random(3) >= drop).tolist()
     behind = style and rng.random() < 0.5
-    text = in_other_words(scene, rng, colour, place, style and not behind)
+    text = words.wording(as_second(scene), rng, colour, place, style and not behind)
     if behind:
         text = f"{text}, {world.style_words(scene.style)} style"
     return Said(text, plain(scene, colour, place, style))
 
 
-def own_words(scene: world.Scene, rng: np.random.Generator, drop: float) -> str:
-    negatives = [style.negative for style in load_catalog().styles.values()]
-    few = rng.random()
-    if few < 0.1:
-        return ""
-    return str(rng.choice(negatives)) if few < 0.2 else world.caption(scene, rng, drop)
-
-
-def in_other_words(scene: world.Scene, rng: np.random.Generator, *facts: bool) -> str:
-    other = SecondScene(scene.category, scene.style, scene.place, scene.colour, STILL, scene.seed)
-    return words.wording(other, rng, *facts)
+def as_second(scene: world.Scene) -> SecondScene:
+    """The scene for `tiny.second.words`; the camera stands still."""
+    return SecondScene(scene.category, scene.style, scene.place, scene.colour, STILL, scene.seed)
 
 
 def start(old: CLIPModel, old_tokenizer: CLIPTokenizer, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -136,7 +129,7 @@ class Reader(NamedTuple):
     attention: Any
     queries: Tensor
     """[QUERIES, C], of real forwards."""
-    pooled: bool
+    penultimate: bool
     """Whether it reads what SDXL's UNet does - the last states but one, twice - or the last."""
 
     def answers(self, asked: Tensor, states: Tensor) -> Tensor:
@@ -152,7 +145,7 @@ class Reader(NamedTuple):
         return F.linear(seen.transpose(1, 2).flatten(2), self.attention.to_out[0].weight)
 
 
-def readers_of(unet: nn.Module, forward: Any, pooled: bool) -> list[Reader]:
+def readers_of(unet: nn.Module, forward: Any, penultimate: bool) -> list[Reader]:
     """The attentions to text of a UNet, with queries of `forward`, which runs it."""
     found: dict[str, list[Tensor]] = {}
     modules = {name: m for name, m in unet.named_modules() if name.endswith("attn2")}
@@ -170,7 +163,7 @@ def readers_of(unet: nn.Module, forward: Any, pooled: bool) -> list[Reader]:
     for name, module in modules.items():
         asked = torch.cat(found[name])
         some = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0))[:QUERIES]
-        result.append(Reader(module.requires_grad_(False), asked[some].clone(), pooled))
+        result.append(Reader(module.requires_grad_(False), asked[some].clone(), penultimate))
     return result
 
 
@@ -256,7 +249,7 @@ class Rewording:
         for reader in self.readers:
             asked = torch.randint(len(reader.queries), (ASKED,), generator=generator)
             old, new = (
-                torch.cat([b, b], -1) if reader.pooled else a
+                torch.cat([b, b], -1) if reader.penultimate else a
                 for a, b in ((last, before), (my_last, my_before))
             )
             right = reader.answers(asked, old)
@@ -277,19 +270,16 @@ class Rewording:
         result = {}
         for name, said in {
             "plain": [Said(plain(s), plain(s)) for s in scenes],
-            "other_words": [Said(in_other_words(s, rng, True, True, True), plain(s)) for s in scenes],
-            "held_out": [Said(held_out(s, rng), plain(s)) for s in scenes],
+            "other_words": [
+                Said(words.wording(as_second(s), rng, True, True, True), plain(s)) for s in scenes
+            ],
+            "held_out": [Said(words.held_out(as_second(s), rng), plain(s)) for s in scenes],
         }.items():
             result[name] = float(self.distance(model, said, torch.Generator().manual_seed(0))[0])
         return result
 
     def sample(self, step: int, folder: Path) -> None:
         """There is nothing to look at."""
-
-
-def held_out(scene: world.Scene, rng: np.random.Generator) -> str:
-    other = SecondScene(scene.category, scene.style, scene.place, scene.colour, STILL, scene.seed)
-    return words.held_out(other, rng)
 
 
 def text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:

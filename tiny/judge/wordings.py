@@ -29,16 +29,10 @@ from tiny.evaluate import SEED, batches, request_for
 from tiny.judge.score import FOLDER, Judge, load, unit
 from tiny.judge.worlds import FIRST
 from tiny.second import words
-from tiny.second.world import STILL
-from tiny.second.world import Scene as SecondScene
+from tiny.wording import as_second
 from training.lineage import commit
 
 Rng = np.random.Generator
-
-
-def as_second(scene: world.Scene) -> SecondScene:
-    """The scene for `tiny.second.words`; the camera stands still."""
-    return SecondScene(scene.category, scene.style, scene.place, scene.colour, STILL, scene.seed)
 
 
 def own(scene: world.Scene, rng: Rng) -> str:
