@@ -56,6 +56,12 @@ def test_the_new_tower_starts_as_the_old_one(towers: tuple[wording.Tower, wordin
     torch.testing.assert_close(mine, pooled, rtol=1e-3, atol=1e-4)
 
 
+def test_the_tokenizer_is_the_same_every_time(towers: tuple[wording.Tower, wording.Tower]) -> None:
+    """Else a run that goes on reads its own weights by other numbers."""
+    again = build_tokenizer()
+    assert again.backend_tokenizer.to_str() == towers[1].tokenizer.backend_tokenizer.to_str()
+
+
 def test_a_text_of_77_tokens_is_read_whole(towers: tuple[wording.Tower, wording.Tower]) -> None:
     new = towers[1]
     long = "a white horse runs on Mars " * 9

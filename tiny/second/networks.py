@@ -28,14 +28,16 @@ def build_tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())  # every byte has a piece, so no text is ever unknown
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.normalizer, bpe.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    # as special tokens: else their numbers, which decide between merges of equal count, are those of a run
+    endings = [letter + "</w>" for letter in letters]
     trainer = BpeTrainer(
-        vocab_size=VOCABULARY - len(letters) - len(SPECIAL), end_of_word_suffix="</w>",
+        vocab_size=VOCABULARY - len(SPECIAL), end_of_word_suffix="</w>", special_tokens=endings,
         initial_alphabet=letters, show_progress=False,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     bpe.train_from_iterator([words.caption(s, rng, 0.1) for s in random_scenes(40_000, 20, 40)], trainer)
     learned = json.loads(bpe.to_str())["model"]
-    letters += [letter + "</w>" for letter in letters]
+    letters += endings
     pieces = letters + [piece for piece in learned["vocab"] if piece not in set(letters)]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, *SPECIAL])}
     merges = [tuple(merge) for merge in learned["merges"]]
