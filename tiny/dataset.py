@@ -21,6 +21,7 @@ from tqdm import tqdm
 from huvidpo.files import make_folder, write_text
 from tiny.world import FRAMES, SIZE, Scene, random_scenes, render
 
+CLIPS = 8192
 SEEDS = {"clips": 1, "stills": 2, "held_out": 3}
 
 
@@ -65,7 +66,7 @@ def load_split(folder: Path, kind: str) -> tuple[np.ndarray, list[Scene]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--stills", type=int, default=40960)
     parser.add_argument("--held-out", type=int, default=256)
     args = parser.parse_args()

@@ -4,7 +4,8 @@
 
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
-`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1, 16 clips each.
+`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1: 16 clips each, as
+they were filmed and in three other views.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from huvidpo.catalog import Component
 from huvidpo.files import make_folder, whole_file, write_text
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part
+from tiny import dataset, views
 from tiny.common import DATA, FAMILY, RUNS, to_unit
-from tiny.dataset import load_split
-from tiny.world import CATEGORIES, Scene, caption
+from tiny.dataset import CLIPS, load_split
+from tiny.world import CATEGORIES, FRAMES, Scene, caption, render
+
+OTHER_VIEWS = 3
 
 
 @torch.no_grad()
@@ -69,14 +73,25 @@ def main() -> None:
     vae.eval()
     if args.only in (None, "stills"):
         encode_to(DATA / "stills_latents.npy", load_split(DATA, "stills")[0], vae)
-    clips, scenes = load_split(DATA, "clips")
     if args.only in (None, "base"):
+        clips, scenes = load_split(DATA, "clips")
         write_store(DATA / "clips_latents", clips[: args.base_clips], scenes[: args.base_clips], vae)
     if args.only in (None, "motion"):
-        rest = range(args.base_clips, len(scenes))  # clips the base has not seen
+        rest = dataset.scenes("clips", CLIPS)[args.base_clips :]  # clips that `tiny.video` has not seen
         for category in CATEGORIES:
-            chosen = [i for i in rest if scenes[i].category == category][: args.motion_clips]
-            write_store(RUNS / "motion" / category, clips[chosen], [scenes[i] for i in chosen], vae)
+            chosen = [scene for scene in rest if scene.category == category][: args.motion_clips]
+            seen = [view for scene in chosen for view in views_of(scene)]
+            named = [scene for scene in chosen for _ in range(1 + OTHER_VIEWS)]
+            write_store(RUNS / "motion" / category, np.stack(seen), named, vae)
+
+
+def views_of(scene: Scene) -> list[np.ndarray]:
+    """A clip [16, 64, 64, 3] as it was filmed and, so that its motion is not learned as one place's, mirrored
+    or moved, from other moments on.
+    """
+    clip, rng = render(scene, views.SHORT), np.random.default_rng((scene.seed, 5))
+    starts = rng.integers(views.SHORT - FRAMES + 1, size=OTHER_VIEWS)
+    return [clip[:FRAMES]] + [views.seen_anyhow(clip, rng)[s : s + FRAMES] for s in starts]
 
 
 if __name__ == "__main__":

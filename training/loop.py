@@ -146,7 +146,7 @@ def train(
     start, seconds = state.step, 0.0
     raw = accelerator.unwrap_model(prepared)
 
-    with _stop_requests() as stop, _Log(folder, recipe, state.step, accelerator.is_main_process) as log:
+    with stop_requests() as stop, _Log(folder, recipe, state.step, accelerator.is_main_process) as log:
         while True:
             last = state.step >= recipe.steps
             fresh = state.step > start or start == 0  # else the run before has done it
@@ -433,7 +433,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """A list that fills on the first SIGTERM or Ctrl-C; a second one acts at once, as usual."""
     caught: list[int] = []
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
