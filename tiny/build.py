@@ -1,11 +1,12 @@
 """Train the whole tiny family, step by step; finished steps are kept, a stopped step goes on where it was.
 
-    python -m tiny.build                  # everything; hours on two cores
+    python -m tiny.build                  # everything; three days on two cores
     python -m tiny.build --from video     # only the steps from `video` on
 
 Steps: world -> vae -> clip -> latents -> first_frame -> first_frame_preferences -> video (base) -> wording
-(other words for the text encoder) -> motion (per category) -> judge (of the world, with its calibration) ->
-preferences (per category; the judge is in their gate) -> evaluate.
+(other words for the text encoder) -> wide (the base, continued on clips seen anyhow; minutes on a card) ->
+motion (per category) -> judge (of the world, with its calibration) -> preferences (per category; the judge is
+in their gate) -> evaluate.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ def commands() -> dict[str, list[list[str]]]:
         "first_frame_preferences": [[*MODULE, "tiny.first_frame_preferences"]],
         "video": [[*MODULE, "tiny.video"]],
         "wording": [[*MODULE, "tiny.wording"]],
+        "wide": [[*MODULE, "tiny.wide"]],
         "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
         "judge": [[*MODULE, f"tiny.judge{part}"] for part in ("", ".calibrate", ".attack")],
         "preferences": [[*MODULE, "tiny.preferences"]],
         "evaluate": [
             [*MODULE, "tiny.evaluate"],
             [*MODULE, "tiny.judge.wordings"],
+            [*MODULE, "tiny.judge.views"],
             [*MODULE, "tiny.judge.table", "--stage1", str(STAGE1), "--steps", "4", "6", "8", "12", "20"],
         ],
     }

@@ -1,11 +1,12 @@
 """Continue the tiny family's video base on clips seen anyhow, so that motion is read from the picture.
 
-    python -m tiny.wide                          # 100,000 clips: days on two cores; a stopped run goes on
-    python -m tiny.wide --seconds 400            # as many as a card sees in that time
+    python -m tiny.wide                   # a day and a half on two cores; a stopped run goes on
+    python -m tiny.wide --seconds 350     # as many steps as a card takes in that time: 9,065 on an H100
 
 `tiny.video` has seen every subject at one place, facing one way, from one moment on. Here clips come as
 `tiny.views` films them, while the training goes on: a batch is drawn from all that have been filmed so far.
-On a CUDA card a step is one graph: launched kernel by kernel it takes four times as long.
+On a CUDA card a step is one graph: launched kernel by kernel it takes four times as long. How well the result
+reads motion from the picture, `tiny.judge.views` measures.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,16 +32,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from huvidpo import command
 from huvidpo.catalog import Component
 from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.files import make_folder
 from huvidpo.hardware import mixed_precision
 from huvidpo.loading import load_part, load_tokenizer, load_video_unet
 from huvidpo.unet import VideoUNet
-from preferences.metrics import psnr
-from tiny import dataset, views, world
+from tiny import views, world
 from tiny.common import FAMILY, RUNS, scheduler, to_unit
-from tiny.second import world as second
 from training.lineage import commit, write_network
 from training.loop import CHECKPOINT, STOPPED, TrainingError, stop_requests
 from training.losses import add_noise, motion_loss, prediction_target
@@ -49,7 +49,6 @@ FOLDER = RUNS / "wide"
 FRAMES = world.FRAMES
 EMPTY = 0.1  # share of captions left empty
 FROM_START = 0.5  # share of clips shown from their first frame on, as first frames are drawn
-SAMPLE_STEPS = 8
 AT_ONCE = 16
 """Clips encoded at once."""
 
@@ -58,7 +57,7 @@ AT_ONCE = 16
 class Recipe:
     """How the base is continued."""
 
-    steps: int = 6_250
+    steps: int = 9_000
     batch: int = 16
     lr: float = 8e-4
     warmup: int = 200
@@ -146,14 +145,6 @@ class Studio:
         return latents.unflatten(0, clips.shape[:2]).transpose(1, 2)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """[N, 12, F, 16, 16] -> uint8 [N, F, 64, 64, 3]."""
-        parts = latents.transpose(1, 2).flatten(0, 1).split(256)
-        pictures = torch.cat([self.vae.decode(part).sample.clamp(-1, 1) for part in parts])
-        pixels = (pictures.movedim(1, -1) * 127.5 + 127.5).round().byte().cpu().numpy()
-        return pixels.reshape(len(latents), latents.shape[2], *pixels.shape[1:])
-
-    @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """[N, 77, 128], as the video UNet takes them."""
         options = {"padding": "max_length", "truncation": True, "max_length": 77, "return_tensors": "pt"}
@@ -167,9 +158,9 @@ class Film:
     studio: Studio
     archives: dict[int, Archive]
 
-    def __init__(self, clips: int, cameras: int) -> None:
-        """`clips` in all by `cameras` processes."""
-        self.ahead, self.closed = Semaphore(8 * AT_ONCE), False
+    def __init__(self, clips: int, cameras: int, at_once: int = AT_ONCE) -> None:
+        """`clips` in all by `cameras` processes; `at_once` of a length are encoded together."""
+        self.at_once, self.ahead, self.closed = at_once, Semaphore(8 * at_once), False
         self.pool = get_context("fork").Pool(cameras)
         self.filmed = self.pool.imap(views.film, self._numbers(clips))
         self.waiting: dict[int, list[views.Filmed]] = {views.SHORT: [], views.LONG: []}
@@ -208,7 +199,7 @@ class Film:
             self.ahead.release()
             waiting = self.waiting[len(clip.pixels)]
             waiting.append(clip)
-            if len(waiting) == AT_ONCE:
+            if len(waiting) == self.at_once:
                 self._keep(waiting)
                 waiting.clear()
 
@@ -328,56 +319,23 @@ class Trainer:
         )
 
     def load(self, file: Path) -> None:
-        """Go on where a run stopped; refuses another recipe's."""
+        """Go on where a run stopped; TrainingError where its recipe was another in more than its steps."""
         facts = read_metadata(file)
-        if facts["recipe"] != json.dumps(asdict(self.recipe)):
-            raise TrainingError(f"{file} is a run of another recipe: {facts['recipe']}; move it away")
+        then = json.loads(facts["recipe"])
+        if then | {"steps": self.recipe.steps} != asdict(self.recipe):
+            raise TrainingError(f"{file} is a run of another recipe: {then}; move it away to start anew")
         tensors = load_tensors(file)
         with torch.no_grad():
             for (name, param), average in zip(self.unet.named_parameters(), self.averages, strict=True):
                 param.copy_(tensors[f"model/{name}"])
                 average.copy_(tensors[f"average/{name}"])
-                self.optimizer.state[param] = {
-                    key: tensors[f"{key}/{name}"].to(self.device) for key in ("exp_avg", "exp_avg_sq", "step")
+                # in the parameter's own memory format: the fused optimiser goes by memory, not by index
+                moments = {
+                    key: torch.empty_like(param).copy_(tensors[f"{key}/{name}"])
+                    for key in ("exp_avg", "exp_avg_sq")
                 }
+                self.optimizer.state[param] = moments | {"step": tensors[f"step/{name}"].to(self.device)}
         self.step = int(facts["step"])
-
-
-@torch.no_grad()
-def continued(
-    studio: Studio, unet: VideoUNet, first: np.ndarray, texts: list[str], frames: int
-) -> np.ndarray:
-    """Clips uint8 [N, frames, 64, 64, 3] from first pictures [N, 64, 64, 3], always of the same noise."""
-    start = studio.encode(first[:, None])[:, :, 0]
-    x = torch.randn(len(first), 12, frames, 16, 16, generator=torch.Generator().manual_seed(0))
-    x, text, steps = x.to(studio.device), studio.embed(texts), scheduler()
-    steps.set_timesteps(SAMPLE_STEPS)
-    for t in steps.timesteps:
-        x[:, :, 0] = start
-        answer = unet(x, t.expand(len(x)).to(studio.device), text)
-        x = steps.step(answer.float(), t, x).prev_sample
-    x[:, :, 0] = start
-    return studio.decode(x)
-
-
-def evaluate(studio: Studio, unet: VideoUNet, count: int = 16) -> dict[str, float]:
-    """What held-out clips gain in PSNR over a frozen first frame, dB, by view; and, dB, how near frame 8 of a
-    picture in which nothing moves stays to it.
-    """
-    scenes = dataset.scenes("held_out", count)
-    texts, result = [world.caption(scene) for scene in scenes], {}
-    for name in views.VIEWS:
-        clips = views.held_out(scenes, name)
-        made = continued(studio, unet, clips[:, 0], texts, FRAMES)
-        gains = [
-            psnr(m[1:], c[1:]) - psnr(c[:1].repeat(15, 0), c[1:]) for m, c in zip(made, clips, strict=True)
-        ]
-        result[name] = float(np.mean(gains))
-    still = [replace(s, category=second.STILL, camera=second.STILL) for s in second.random_scenes(count, 33)]
-    pictures = np.stack([second.render(scene, 1, world.SIZE)[0] for scene in still])
-    made = continued(studio, unet, pictures, texts, FRAMES)
-    result["still"] = float(np.mean([psnr(m[8], p) for m, p in zip(made, pictures, strict=True)]))
-    return result
 
 
 def run(recipe: Recipe, film: Film, trainer: Trainer, checkpoint: Path, seconds: float | None) -> bool:
@@ -412,14 +370,20 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=Recipe.steps, help=f"optimiser steps ({Recipe.steps})")
-    parser.add_argument("--seconds", type=float, help="train for so long instead, whatever the steps")
+    parser.add_argument("--seconds", type=float, help="train for so long from now on instead")
     parser.add_argument("--clips", type=int, default=20_000, help="clips to film in all (20,000)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--out", type=Path, default=FAMILY / "video" / "unet", help="folder of the network")
     parser.add_argument("--run", type=Path, default=FOLDER, help="folder of the checkpoint")
     args = parser.parse_args()
+    return command.run("tiny.wide", lambda: _main(args))
+
+
+def _main(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     recipe = Recipe(steps=args.steps)
+    if args.clips < 2 * recipe.first:
+        raise TrainingError(f"clips: got {args.clips}, expected {2 * recipe.first} or more")
     cameras = max(1, (os.cpu_count() or 1) - 2)
     with Film(args.clips, cameras) as film:  # its processes start before a GPU is touched
         return train(recipe, film, args)
@@ -437,8 +401,6 @@ def train(recipe: Recipe, film: Film, args: argparse.Namespace) -> int:
     checkpoint = args.run / CHECKPOINT
     if checkpoint.exists():
         trainer.load(checkpoint)
-    elif not args.seconds:
-        print("before:", spelt(evaluate(studio, trainer.average)), flush=True)
     if not run(recipe, film, trainer, checkpoint, args.seconds):
         print(f"stopped and saved at step {trainer.step}; the same command goes on")
         return STOPPED
@@ -446,13 +408,8 @@ def train(recipe: Recipe, film: Film, args: argparse.Namespace) -> int:
         "stage": "base", "model": "tiny", "steps": str(trainer.step), "commit": commit(),
         "clips": str(len(film)), "recipe": json.dumps(asdict(recipe)),
     }  # fmt: skip
-    write_network(args.out, copy.deepcopy(trainer.average).cpu(), facts)
-    print("after:", spelt(evaluate(studio, trainer.average)), flush=True)
+    write_network(args.out, trainer.average.cpu(), facts)
     return 0
-
-
-def spelt(found: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f} dB" for name, value in found.items())
 
 
 if __name__ == "__main__":

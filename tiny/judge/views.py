@@ -66,6 +66,11 @@ def means(clips: Clips, truths: Clips) -> dict[str, float]:
     return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in SHOWN}
 
 
+def stencil(truth: np.ndarray, plain: np.ndarray) -> np.ndarray:
+    """The changes of `plain` since its first frame, on the first frame of `truth`."""
+    return fake(TRICKS["another's motion"], truth, plain, 100, 0)
+
+
 def by_view(pipeline: VideoPipeline, scenes: Sequence[world.Scene]) -> dict[str, Any]:
     plain = views.held_out(scenes, "as it is")
     found: dict[str, Any] = {}
@@ -74,9 +79,8 @@ def by_view(pipeline: VideoPipeline, scenes: Sequence[world.Scene]) -> dict[str,
         found[name] = means(made(pipeline, scenes, truths[:, 0], world.FRAMES), truths)
         if name != "as it is":
             found[name]["share_of_gain"] = round(found[name]["gain"] / found["as it is"]["gain"], 3)
-            changes = zip(truths, plain, strict=True)
-            stencil = [fake(TRICKS["another's motion"], t, p, 100, 0) for t, p in changes]
-            found[name]["gain_of_a_stencil"] = means(stencil, truths)["gain"]
+            stencils = [stencil(truth, clip) for truth, clip in zip(truths, plain, strict=True)]
+            found[name]["gain_of_a_stencil"] = means(stencils, truths)["gain"]
         print(name, found[name], flush=True)
     return found
 
