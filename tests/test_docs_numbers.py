@@ -49,7 +49,12 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
         "What it is": ("models/tiny/**/*.safetensors", "tiny/*.py"),
         "Data and training": ("tiny/*.py", "training/recipes.py"),
     },
-    "docs/judge.md": {"": ("models/tiny/judge/*",), "Other words": ("*wordings_tiny_*", "tiny/wording.py")},
+    "docs/judge.md": {
+        "": ("models/tiny/judge/*",),
+        "Other views": ("models/tiny/judge/views.json", "*views_tiny_*"),
+        "Other words": ("*wordings_tiny_*", "tiny/wording.py"),
+        "Fewer steps": ("*judge_table_tiny_*",),
+    },
     "docs/full-size.md": {"": ("*full_width_*", "*gpu_check_*", "huvidpo/data/models.toml")},
     "docs/capacity.md": {"": ("*capacity_*", "*gpu_check_*")},
     "docs/performance.md": {
