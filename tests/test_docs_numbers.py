@@ -38,7 +38,7 @@ UNIT = r"x(?! \d)|" + "|".join(sorted((re.escape(u) for u in UNITS if u not in (
 CLAIM = re.compile(rf"({NUMBER})\s?({UNIT})(?![\w/])")
 IN_A_CELL = re.compile(rf"({NUMBER})\s?({UNIT})?(?!\w)")
 
-FAMILY = ("models/tiny/quality.json", "models/tiny/categories/*.card.json", "*table1_tiny_*.json")
+FAMILY = ("models/tiny/quality.json", "*gate_tiny_*", "*table1_tiny_*.json")
 SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": any other) -> files
     "README.md": {
         "": (*FAMILY, "*backends_*", "*service_overhead_*"),

@@ -32,6 +32,7 @@ from training.losses import prediction_target
 from training.recipes import Recipe
 
 BATCH, CONTEXT = 64, 48
+SAMPLE_STEPS = 20
 RECIPE = Recipe(
     steps=2400, batch_size=BATCH, lr=1e-3, warmup_steps=200, cooldown=0.25, precision="bf16", ema=0.998,
     save_every=100, sample_every=500,
@@ -119,7 +120,7 @@ def sample_sheet(
     text, pooled = towers(captions + [""] * len(captions))
     latents = torch.randn(len(captions), 12, 16, 16, generator=torch.Generator().manual_seed(0))
     steps = scheduler()
-    steps.set_timesteps(20)
+    steps.set_timesteps(SAMPLE_STEPS)
     added = condition(pooled)
     for t in steps.timesteps:
         with mixed_precision():

@@ -122,6 +122,9 @@ def test_trainer_that_is_stopped_is_no_success(small_data: Path, monkeypatch: py
 def test_clip_and_first_frame_train_and_write_a_pipeline(
     small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(clip, "BATCH", 16)
+    monkeypatch.setattr(first_frame, "BATCH", 8)
+    monkeypatch.setattr(first_frame, "SAMPLE_STEPS", 2)
     monkeypatch.setattr("sys.argv", ["x", "--steps", "2", "--threads", "1"])
     clip.main()
     build().save_pretrained(small_data / "first_frame" / "vae")
