@@ -75,8 +75,8 @@ def by_view(pipeline: VideoPipeline, scenes: Sequence[world.Scene]) -> dict[str,
     plain = views.held_out(scenes, "as it is")
     found: dict[str, Any] = {}
     for name in tqdm(views.VIEWS, "views"):
-        truths = views.held_out(scenes, name)
-        found[name] = means(made(pipeline, scenes, truths[:, 0], world.FRAMES), truths)
+        truths = list(views.held_out(scenes, name))
+        found[name] = means(made(pipeline, scenes, [truth[0] for truth in truths], world.FRAMES), truths)
         if name != "as it is":
             found[name]["share_of_gain"] = round(found[name]["gain"] / found["as it is"]["gain"], 3)
             stencils = [stencil(truth, clip) for truth, clip in zip(truths, plain, strict=True)]
