@@ -47,7 +47,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
     "models/tiny/README.md": {
         "": (*FAMILY, "models/tiny/judge/table.json"),
         "What it is": ("models/tiny/**/*.safetensors", "tiny/*.py"),
-        "Data and training": ("tiny/*.py", "training/recipes.py"),
+        "Data and training": ("tiny/*.py", "training/recipes.py", "models/tiny/video/unet/training.json"),
     },
     "docs/judge.md": {
         "": ("models/tiny/judge/*",),

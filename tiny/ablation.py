@@ -29,10 +29,9 @@ from judging.promote import Exam, Pair, judge_by_exam, render_both
 from preferences.clips import read_clips
 from preferences.metrics import Estimate, ratio_of_means, win_rate
 from tiny.common import FAMILY, RUNS, STAGE1
-from tiny.preferences import LOOPS, commands, film
+from tiny.preferences import LOOPS, commands, drift, film
 from tiny.preferences import run as run_command
 from tiny.promote import examine
-from training import monitors
 from training.lineage import commit
 
 ARMS = {
@@ -86,12 +85,6 @@ def train(category: str, arm: str, seed: int, folder: Path, threads: int) -> Pat
             category,
         )  # fmt: skip
     return merged
-
-
-def drift(folder: Path) -> float:
-    """Of the held-out winners' error at the end of a run, as a share of the reference's."""
-    rows = (folder / "run" / monitors.FILE).read_text(encoding="utf-8").splitlines()
-    return float(json.loads(rows[-1])["held_out_winner_drift"])
 
 
 def stage1_clips(exam: Exam, category: str) -> list[np.ndarray]:

@@ -5,8 +5,9 @@
 
 Per category: 16 clips, eight made by the stage-1 weights beside the eight rendered ones whose first frames
 they start from -> ratings by the stated rule of `judging.judge` (no people rated anything) -> a DPO LoRA
--> merge -> the promotion gate. What passes ships in models/tiny/categories; where the gate refuses, the
-stage-1 weights do. Every step is the command that a user types; finished steps are kept. Everything lies in
+-> merge -> the promotion gate. What passes ships in models/tiny/categories; where the gate refuses, or the
+error of held-out winners rose in training (the loser was made worse, and the winner with it), the stage-1
+weights do. Every step is the command that a user types; finished steps are kept. Everything lies in
 runs/tiny/preferences/<category>, the verdict in `gate/promotion.json`.
 """
 
@@ -27,6 +28,7 @@ from preferences.clips import CAPTIONS_FILE, ClipEntry, write_clips
 from tiny.common import FAMILY, RUNS, STAGE1
 from tiny.evaluate import request_for
 from tiny.world import CATEGORIES, FRAMES, STYLES, caption, random_scene, render
+from training import monitors
 from training.lineage import place
 
 MODULE = [sys.executable, "-m"]
@@ -92,16 +94,29 @@ def take_through(category: str) -> bool:
 
 
 def promote(category: str) -> bool:
-    """Ship the merged weights if the gate accepts them, else the stage-1 weights."""
+    """Ship the merged weights if the gate accepts them and held-out winners' error has not risen, else
+    stage 1's.
+    """
     folder, stage1 = LOOPS / category, STAGE1 / f"{category}.safetensors"
-    command = ["tiny.promote", "--model", "tiny", "--category", category, "--accept"]
+    command = ["tiny.promote", "--model", "tiny", "--category", category]
     command += ["--candidate", str(folder / "merged.safetensors"), "--against", str(stage1)]
     command += ["--rated", str(folder / "candidates")]
+    risen = drift(folder)
+    if risen <= 0:
+        command.append("--accept")
     run([*command, "--run", str(folder / "gate")], category, allowed=(0, REFUSED))
-    accepted = json.loads((folder / "gate" / REPORT).read_text(encoding="utf-8"))["accepted"]
+    accepted = risen <= 0 and json.loads((folder / "gate" / REPORT).read_text(encoding="utf-8"))["accepted"]
+    if risen > 0:
+        print(f"{category}: the error of held-out winners rose by {risen:.1%}, it must not", flush=True)
     if not accepted:
         place(stage1, FAMILY / "categories" / stage1.name, {})
     return bool(accepted)
+
+
+def drift(folder: Path) -> float:
+    """Of the held-out winners' error at the end of a run, as a share of the reference's."""
+    rows = (folder / "run" / monitors.FILE).read_text(encoding="utf-8").splitlines()
+    return float(json.loads(rows[-1])["held_out_winner_drift"])
 
 
 def run(command: list[str], category: str, allowed: tuple[int, ...] = (0,)) -> int:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tiny import first_frame_preferences as pictures
 from tiny import preferences
 from tiny.common import FAMILY
 from tiny.world import FRAMES, SIZE, STYLES, random_scenes
+from training import monitors
 
 
 @pytest.fixture
@@ -62,21 +64,36 @@ def two_stages(tmp_path, monkeypatch):
     return shipped
 
 
-@pytest.mark.parametrize(("accepted", "ships"), [(True, "merged"), (False, "stage 1")])
-def test_the_gate_decides_what_ships(loops, two_stages, monkeypatch, accepted, ships):
-    """`judging.promote` copies what it accepts; after a refusal, which its verdict tells, stage 1 ships."""
+def trained(loops: Path, drift: float) -> None:
+    """What a training leaves of how much the error of held-out winners rose."""
+    run = loops / "horse" / "run"
+    run.mkdir(parents=True)
+    (run / monitors.FILE).write_text(json.dumps({"held_out_winner_drift": drift}) + "\n")
 
-    def gate(*_, allowed):
+
+@pytest.mark.parametrize(
+    ("accepted", "drift", "ships"),
+    [(True, -0.01, "merged"), (True, 0.01, "stage 1"), (False, -0.01, "stage 1")],
+)
+def test_the_gate_decides_what_ships(loops, two_stages, monkeypatch, accepted, drift, ships):
+    """`judging.promote` copies what it accepts, if it may; after a refusal, which its verdict tells, or where
+    the error of held-out winners rose, stage 1 ships.
+    """
+
+    def gate(command, *_, allowed):
+        assert ("--accept" in command) is (drift <= 0)
         (loops / "horse" / "gate").mkdir(parents=True)
         (loops / "horse" / "gate" / "promotion.json").write_text(json.dumps({"accepted": accepted}))
         return 0 if accepted else REFUSED
 
+    trained(loops, drift)
     monkeypatch.setattr(preferences, "run", gate)
-    assert preferences.promote("horse") is accepted
+    assert preferences.promote("horse") is (ships == "merged")
     assert read_metadata(two_stages)["stage"] == ships
 
 
 def test_a_gate_that_crashes_ships_nothing(loops, two_stages, monkeypatch):
+    trained(loops, -0.01)
     monkeypatch.setattr(preferences, "MODULE", [sys.executable, "-c", "raise OSError('disk')"])
     with pytest.raises(SystemExit) as crash:
         preferences.promote("horse")
