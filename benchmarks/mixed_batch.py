@@ -38,16 +38,16 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import record, timed
-from huvidpo.catalog import DEFAULT_MODEL, adapter_path, load_catalog
-from huvidpo.checkpoint import load_tensors
+from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import ClipRequest
-from huvidpo.lora import pair_halves
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import GatedTemporalConv, VideoUNet
+from training.recipes import tiny_dpo
 
 CATEGORIES = ("horse", "rain", "birds", "smile")
 REQUESTS = len(CATEGORIES)
 STRENGTHS = torch.tensor([0.0, 0.5, 1.0, 1.5])
+RANK = 16
 Texts = list[tuple[Tensor, Tensor]]
 Ways = dict[str, Callable[[], Any]]
 
@@ -124,15 +124,15 @@ def gathered(networks: Sequence[VideoUNet]) -> VideoUNet:
     return replaced(networks[0], layers)
 
 
-def low_rank(network: VideoUNet, category: str, lines: int) -> VideoUNet:
-    """`network`, the category's, with requests of STRENGTHS, of so many lines each."""
-    catalog = load_catalog()
-    weights = catalog.model(DEFAULT_MODEL).categories / catalog.category(category).weights
+def low_rank(network: VideoUNet, lines: int) -> VideoUNet:
+    """`network` with requests of STRENGTHS, of so many lines each, of an adapter as `tiny_dpo` trains one:
+    random, for what it is changes no time.
+    """
     layers: dict[str, nn.Module] = {}
-    for weight, (down, up) in pair_halves(load_tensors(adapter_path(weights))).items():  # alpha is their rank
-        name = weight.removesuffix(".weight")
-        layer: Any = network.get_submodule(name)
-        layers[name] = LowRank(layer, down, up, (STRENGTHS - 1).repeat(lines))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(tiny_dpo().target_modules):
+            down, up = torch.randn(RANK, module.in_features), torch.randn(module.out_features, RANK)
+            layers[name] = LowRank(module, down, up, (STRENGTHS - 1).repeat(lines))
     return replaced(network, layers)
 
 
@@ -169,7 +169,7 @@ def steps(pipeline: VideoPipeline, requests: Sequence[ClipRequest]) -> Ways:
         "split": lambda: [alone(i) for i in range(REQUESTS)],
     }
     if pipeline.backend == "torch":
-        mixed, scaled = gathered(networks * lines), low_rank(networks[0], CATEGORIES[0], lines)
+        mixed, scaled = gathered(networks * lines), low_rank(networks[0], lines)
         out = mixed(sample, time, None, text_kv=together)
         check([out[i::REQUESTS] for i in range(REQUESTS)], ways["split"]())
         ways["gathered"] = lambda: mixed(sample, time, None, text_kv=together)

@@ -50,7 +50,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
         "Data and training": ("tiny/*.py", "training/recipes.py", "models/tiny/video/unet/training.json"),
     },
     "docs/judge.md": {
-        "": ("models/tiny/judge/*",),
+        "": ("models/tiny/judge/*", "*gate_tiny_*"),
         "Other views": ("models/tiny/judge/views.json", "*views_tiny_*"),
         "Other words": ("*wordings_tiny_*", "tiny/wording.py"),
         "Fewer steps": ("*judge_table_tiny_*",),
