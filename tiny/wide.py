@@ -408,6 +408,8 @@ def train(recipe: Recipe, film: Film, args: argparse.Namespace) -> int:
         "stage": "base", "model": "tiny", "steps": str(trainer.step), "commit": commit(),
         "clips": str(len(film)), "recipe": json.dumps(asdict(recipe)),
     }  # fmt: skip
+    if args.seconds:  # the clock ended it, not the recipe's steps
+        facts["seconds"] = str(args.seconds)
     write_network(args.out, trainer.average.cpu(), facts)
     return 0
 
