@@ -6,6 +6,7 @@ import re
 
 import pytest
 from PIL import Image
+from playing import wait_until_past
 
 from preferences.records import Comparison, read_records
 
@@ -46,7 +47,7 @@ def test_with_the_keyboard_alone(server, browse):
     page.keyboard.press("Enter")
     clip = page.locator("#clip")
     expect(clip).to_be_visible()
-    page.wait_for_function("document.getElementById('clip').currentTime > 0")  # it plays
+    wait_until_past(clip, 0)  # it plays
     assert page.evaluate("document.getElementById('clip').videoWidth") == 32
     id = shown(page)
     job = server.client.get(f"/v1/videos/{id}").json()
@@ -177,7 +178,8 @@ def test_two_clips_of_one_text_side_by_side(server, browse):
     page.evaluate("Math.random = () => 0.9")  # the side is left to chance
     page.keyboard.press("c")
     expect(page.locator("#pair")).to_be_visible()
-    page.wait_for_function("[one, two].every((video) => video.currentTime > 0)")  # they play
+    for name in ("one", "two"):  # they play
+        wait_until_past(page.locator(f"#{name}"), 0)
     assert [page.get_attribute(f"#{name}", "data-id") for name in ("one", "two")] == [second, first]
     expect(page.locator("#both")).to_have_text(fields["prompt"])
     left, right = (page.locator(f"#{name}").bounding_box() for name in ("one", "two"))

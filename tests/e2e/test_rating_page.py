@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from clips import write_clip
+from playing import wait_until_past
 from ports import free_port
 
 from preferences.clips import ClipEntry, read_clips, write_clips
@@ -126,10 +127,7 @@ def test_clips_play_in_a_loop_and_again_on_demand(browse, pages):
         if page.query_selector(".clip video"):
             break
         page.keyboard.press("s")
-    for _ in range(600):  # wait_for_function would need eval, which the page forbids
-        if page.evaluate("document.querySelector('.clip video').currentTime") > 0.2:
-            break
-        page.wait_for_timeout(100)
+    wait_until_past(page.locator(".clip video"), 0.2)
     state = page.evaluate(
         "(v => [v.loop, v.muted, v.paused, v.videoWidth])(document.querySelector('.clip video'))"
     )
