@@ -105,6 +105,7 @@ class Recipes:
     motion: str | None = None
     dpo: str | None = None
     dpo_image: str | None = None
+    distill: str | None = None
 
 
 @raises(CatalogError)

@@ -272,7 +272,7 @@ def _catalog(folder: Path) -> None:
 description = "random weights, for tests"
 first_frame = {{ path = "{root}/first_frame" }}
 categories = "{root}/categories"
-recipes = {{ motion = "tiny_motion", dpo = "tiny_dpo", dpo_image = "tiny_dpo_image" }}
+recipes = {{ motion = "tiny_motion", dpo = "tiny_dpo", dpo_image = "tiny_dpo_image", distill = "tiny_lcm" }}
 words = "{root}/words.txt"
 
 [models.tiny.video]

@@ -10,12 +10,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from training.loop import TrainingError, select_trainable
-from training.recipes import DPORecipe
+from training.recipes import AdapterRecipe
 
 NAME = "default"  # peft's name of the adapter, part of its parameters' names
 
 
-def add_adapter(model: nn.Module, recipe: DPORecipe) -> list[str]:
+def add_adapter(model: nn.Module, recipe: AdapterRecipe) -> list[str]:
     """Freeze `model` and put a LoRA, which trains, on its linear layers that end in `recipe.target_modules`.
 
     A starts Gaussian and B at zero: nothing changes yet. In mixed precision the frozen weights are kept in

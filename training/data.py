@@ -30,7 +30,7 @@ from huvidpo.files import hash_facts, hash_file, hash_tensors, whole_file
 from huvidpo.latents import to_latents
 from huvidpo.text import read_text
 from preferences.clips import CAPTIONS_FILE, read_clips
-from training.recipes import ClipRecipe, MotionRecipe
+from training.recipes import ClipRecipe, DistillRecipe, MotionRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Clips:
     """sha256 over what the rows were made from."""
 
 
-def load_clips(folder: Path, vae: AutoencoderKL, recipe: MotionRecipe, cache: Path) -> Clips:
+def load_clips(folder: Path, vae: AutoencoderKL, recipe: MotionRecipe | DistillRecipe, cache: Path) -> Clips:
     """The clips of `folder`: a latent store where it holds `latents.npy`, else videos with captions.
 
     Raises ClipsError on anything malformed, a store whose shape does not fit `recipe`, or too few clips to
@@ -189,7 +189,7 @@ def read_clip(path: Path, recipe: ClipRecipe) -> np.ndarray:
 
 
 def _encode_folder(
-    folder: Path, vae: AutoencoderKL, recipe: MotionRecipe, cache: Path
+    folder: Path, vae: AutoencoderKL, recipe: MotionRecipe | DistillRecipe, cache: Path
 ) -> tuple[np.ndarray, list[str], str]:
     pairs = read_captions(folder)
     paths, captions = [path for path, _ in pairs], [caption for _, caption in pairs]
@@ -236,7 +236,7 @@ def save_array(file: Path, array: np.ndarray) -> None:
         np.save(stream, array)
 
 
-def _open_store(folder: Path, recipe: MotionRecipe) -> tuple[np.ndarray, list[str], str]:
+def _open_store(folder: Path, recipe: MotionRecipe | DistillRecipe) -> tuple[np.ndarray, list[str], str]:
     if recipe.flip:
         raise ClipsError(f"{folder} is a latent store, which cannot be mirrored: --set flip=false")
     try:

@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -40,7 +40,9 @@ MOST_SKIPS = 20
 """Times in a row that a step may overflow in fp16. Each halves the loss scale; GradScaler starts at 2**16."""
 HEADLINES = 13  # metrics of an evaluation that are printed, the first ones; TensorBoard has all
 # Fields that may differ between a run and its continuation: they change nothing about a single step.
-FREE_FIELDS = frozenset({"steps", "passes", "save_every", "sample_every", "log_every", "sample_steps"})
+FREE_FIELDS = frozenset({
+    "steps", "passes", "save_every", "sample_every", "log_every", "sample_steps", "teacher_steps",
+})  # fmt: skip
 
 
 class TrainingError(HuViDPOError):
@@ -119,10 +121,12 @@ def train(
     resume: bool,
     accumulation: int = 1,
     callback: Callback | None = None,
+    average: dict[str, Tensor] | None = None,
 ) -> Trained:
     """Train what requires a gradient in `model` until `recipe.steps`, SIGTERM or Ctrl-C (both save first).
 
     Each step takes the mean gradient of `accumulation` batches per process; `callback` may end the run early.
+    `average`, for a task that looks at the moving average: copies of the trained parameters, to keep it in.
     Checkpoint, recipe, TensorBoard events, their curves as a picture and samples go into `folder`. With
     `resume` the run there goes on (or starts); `identity` (base and clips, say) must equal the run's. Raises
     TrainingError when a run is there without `resume`, is a different one, or when the loss or gradient stops
@@ -134,10 +138,11 @@ def train(
         params.values(), recipe.lr, weight_decay=recipe.weight_decay, eps=recipe.adam_eps
     )
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    ema = {name: p.detach().clone() for name, p in params.items()} if recipe.ema else {}
-    state = State(params, optimizer, ema)
+    if average is None:
+        average = {name: p.detach().clone() for name, p in params.items()} if recipe.ema else {}
+    state = State(params, optimizer, average)
     identity = {**identity, "processes": str(accelerator.num_processes), "precision": recipe.precision}
-    weights_and_moments = (3 + bool(ema)) * sum(4 * param.numel() for param in params.values())
+    weights_and_moments = (3 + bool(average)) * sum(4 * param.numel() for param in params.values())
     checkpoints = 1 if (folder / CHECKPOINT).exists() else 2  # a new one is written beside the old one
     make_folder(folder, checkpoints * weights_and_moments)
     _open_run(folder / CHECKPOINT, state, recipe, identity, accelerator, resume)
@@ -152,7 +157,7 @@ def train(
             fresh = state.step > start or start == 0  # else the run before has done it
             due = recipe.sample_every and (last or state.step % recipe.sample_every == 0)
             if fresh and due and accelerator.is_main_process:
-                with _averaged(state), _eval_mode(raw):
+                with averaged(state.params, state.ema), _eval_mode(raw):
                     found = task.evaluate(raw)
                     log.scalars("eval", found, state.step)
                     task.sample(state.step, folder / "samples")
@@ -406,13 +411,13 @@ def _average(state: State, recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def _averaged(state: State) -> Iterator[None]:
+def averaged(params: Mapping[str, nn.Parameter], average: dict[str, Tensor]) -> Iterator[None]:
     """The moving average in place of the weights, without copying either."""
 
     def swap() -> None:
-        for name, average in state.ema.items():
-            param = state.params[name]
-            param.data, state.ema[name] = average, param.data
+        for name, tensor in average.items():
+            param = params[name]
+            param.data, average[name] = tensor, param.data
 
     swap()
     try:

@@ -1,14 +1,18 @@
-"""Merge a preference LoRA into a category's stage-1 weights: one small file that the service loads.
+"""Merge LoRAs into a category's stage-1 weights, of preferences or of fewer steps: one small file to serve.
 
     python -m training.merge --model tiny --stage1 horse.safetensors --lora horse_lora.safetensors \\
         --out models/tiny/categories/horse.safetensors --metrics promotion.json
     python -m training.merge --model sd14 --stage1 horse.safetensors --lora horse_lora.safetensors \\
         --out merged.safetensors --full merged_unet
+    python -m training.merge --model tiny --stage1 horse.safetensors --fast fast.safetensors \\
+        --out models/tiny/categories/horse.safetensors
 
 OUT holds the tensors that differ from the model's shared base: stage 1's, and the attention weights the LoRA
 changes. Its metadata is its lineage, stage 1's included; OUT's `.card.json` repeats it for people, with the
 metrics. `adapters/` beside it keeps the LoRA, by which a request may ask for more or less of it
-(`preference_strength`). `--full` also writes the whole VideoUNet as a diffusers folder.
+(`preference_strength`). `--fast`, a LoRA by `training.distill`, goes in last: after it a category is served
+with the few steps it was distilled for, and guidance 1 (`steps` and `guidance` of the model's defaults in the
+catalog). `--full` also writes the whole VideoUNet as a diffusers folder.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor
 
 from huvidpo import command
-from huvidpo.catalog import load_catalog
+from huvidpo.catalog import adapter_path, load_catalog
 from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
 from huvidpo.errors import CheckpointError
 from huvidpo.files import hash_tensors, make_way
@@ -33,6 +37,7 @@ from huvidpo.unet import VideoUNet, fingerprint
 from training.lineage import carried_on, commit, write_card
 from training.motion import write_base
 
+DISTILLED = "distill"  # the stage that a LoRA of fewer steps is of
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 ADAPTER = ("base", "stage1", "model", "category", "lora_rank", "lora_alpha", "merge_commit")
 """What the adapter beside the merged weights says of itself too."""
@@ -43,9 +48,10 @@ def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Te
 
     Raises CheckpointError for files that do not fit `unet` or each other, in tensors or in lineage.
     """
-    motion, adapters = load_tensors(stage1), load_tensors(lora)
-    check_fits(unet, motion)
+    motion, adapters = read_stage1(unet, stage1), load_tensors(lora)
     metadata = read_metadata(lora)
+    if metadata.get("stage") == DISTILLED:
+        raise CheckpointError(f"{lora} is a LoRA of fewer steps, not of preferences: give it as --fast")
     earlier = {"base": fingerprint(unet), "stage1": hash_tensors(motion)}
     check_stage1(lora, metadata, earlier["stage1"])
     check_lineage(unet, [stage1, lora])
@@ -60,6 +66,33 @@ def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Te
         "merge_commit": commit(),
     }
     return {name: tensor.float() for name, tensor in motion.items()} | merged, lineage
+
+
+def read_stage1(unet: VideoUNet, file: Path) -> dict[str, Tensor]:
+    """A category's tensors. Raises CheckpointError for those of another network, and for weights that have
+    been distilled: nothing goes in after that.
+    """
+    tensors = load_tensors(file)
+    check_fits(unet, tensors)
+    if "fast_lora" in read_metadata(file):
+        raise CheckpointError(f"{file} has a LoRA of fewer steps in it already: give the weights before that")
+    return tensors
+
+
+def add_fast(
+    unet: VideoUNet, tensors: Mapping[str, Tensor], fast: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(a category's `tensors` with the LoRA of fewer steps in `fast` merged, float32; its lineage).
+
+    Raises CheckpointError for a LoRA of another kind, or one that was trained over another base.
+    """
+    adapters, metadata = load_tensors(fast), read_metadata(fast)
+    if metadata.get("stage") != DISTILLED:
+        raise CheckpointError(f"{fast} is no LoRA of fewer steps, which training.distill writes")
+    check_lineage(unet, [fast])
+    merged = merge({**unet.state_dict(), **tensors}, adapters, lora_alpha(fast, metadata, adapters))
+    whole = {name: tensor.float() for name, tensor in tensors.items()} | merged
+    return whole, carried_on(metadata, "fast") | {"fast_lora": hash_tensors(adapters)}
 
 
 def check_stage1(lora: Path, metadata: dict[str, str], at_hand: str) -> None:
@@ -82,15 +115,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
+    if not (args.lora or args.fast):
+        raise CheckpointError(
+            "there is nothing to merge: give --lora (training.dpo), --fast (training.distill) or both"
+        )
     model = load_catalog().model(args.model)
     make_way(args.out)
     metrics = _read_metrics(args.metrics) if args.metrics else {}
     unet = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
-    tensors, lineage = merge_files(unet, args.stage1, args.lora)
+    if args.lora:
+        tensors, lineage = merge_files(unet, args.stage1, args.lora)
+    else:
+        check_lineage(unet, [args.stage1])
+        tensors, lineage = read_stage1(unet, args.stage1), read_metadata(args.stage1)
+    if args.fast:
+        tensors, of_fast = add_fast(unet, tensors, args.fast)
+        lineage |= of_fast | {"merge_commit": commit()}
     lineage = {**lineage, "model": model.name}
     save_tensors(args.out, cast(tensors, DTYPES[args.dtype]), lineage)
-    known = {name: lineage[name] for name in ADAPTER if name in lineage}
-    write_adapter(args.out, cast(load_tensors(args.lora), DTYPES[args.dtype]), known)
+    if args.lora:
+        known = {name: lineage[name] for name in ADAPTER if name in lineage}
+        write_adapter(args.out, cast(load_tensors(args.lora), DTYPES[args.dtype]), known)
+    else:
+        adapter_path(args.out).unlink(missing_ok=True)  # of the weights that were there
     card = write_card(args.out, metrics)
     print(
         f"{args.out}: {len(tensors)} tensors, {args.out.stat().st_size / 1e6:.1f} MB; {card.name} beside it"
@@ -119,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="a model of the catalog: tiny, sd14, ...")
     parser.add_argument("--stage1", required=True, type=Path, help="stage-1 weights (training.motion)")
-    parser.add_argument("--lora", required=True, type=Path, help="LoRA trained on them (training.dpo)")
+    parser.add_argument("--lora", type=Path, help="LoRA of preferences trained on them (training.dpo)")
+    parser.add_argument("--fast", type=Path, help="LoRA of fewer steps (training.distill): merged last")
     parser.add_argument("--out", required=True, type=Path, help="category weights to write (.safetensors)")
     parser.add_argument("--full", type=Path, help="also write the whole VideoUNet into this folder, fp16")
     parser.add_argument("--metrics", type=Path, help="JSON object for the card, promotion.json say")

@@ -22,7 +22,7 @@ LAMP_TRAINABLE = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of an attention
 
 
-Stage = Literal["motion", "dpo", "dpo_image"]  # a model of the catalog has a recipe for each
+Stage = Literal["motion", "dpo", "dpo_image", "distill"]  # a model of the catalog has a recipe for each
 
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
@@ -118,7 +118,22 @@ class MotionRecipe(ClipRecipe):
 
 @raises(RecipeError)
 @dataclass(frozen=True, config=STRICT)
-class DPORecipe(ClipRecipe):
+class AdapterRecipe(Recipe):
+    """What every run has that trains a LoRA."""
+
+    lora_rank: Count = 16
+    """Rank of every adapter."""
+    lora_alpha: Positive = 32.0
+    """An adapter adds alpha / rank * B A to its weight."""
+    lora_dropout: ShareBelow = 0.0
+    """Share of an adapter's inputs that a training step leaves out."""
+    target_modules: Names = PROJECTIONS
+    """Ends of the names of the linear layers that get an adapter: all attentions."""
+
+
+@raises(RecipeError)
+@dataclass(frozen=True, config=STRICT)
+class DPORecipe(ClipRecipe, AdapterRecipe):
     """Stage 2: preferences as a LoRA (METHOD section 5; the defaults are the paper's unless noted).
 
     `frames` 1 means pictures: the first-frame network trains.
@@ -138,14 +153,8 @@ class DPORecipe(ClipRecipe):
     """Steps between checkpoints."""
     sample_every: Whole = 50
     """Steps between evaluations (`training.monitors`), sample clips included; 0 makes none."""
-    lora_rank: Count = 16
-    """Rank of every adapter."""
-    lora_alpha: Positive = 32.0
-    """An adapter adds alpha / rank * B A to its weight."""
     lora_dropout: ShareBelow = 0.1
     """Share of an adapter's inputs that a training step leaves out."""
-    target_modules: Names = PROJECTIONS
-    """Ends of the names of the linear layers that get an adapter: all attentions."""
     loss: Literal["sigmoid", "ipo", "hinge", "sft", "kto"] = "sigmoid"
     """`training.losses.preference_loss`; sft learns the winners alone; kto learns from single clips, better
     or worse than the mean.
@@ -198,6 +207,41 @@ class DPORecipe(ClipRecipe):
         _require(self.patience == 0 or self.holdout > 0, self, "patience", "0 when no clips are held out")
         blind = self.sample_every == 0 and (self.patience > 0 or self.max_winner_drift is not None)
         _require(not blind, self, "sample_every", "at least 1 for a run that may stop early")
+
+
+@raises(RecipeError)
+@dataclass(frozen=True, config=STRICT)
+class DistillRecipe(ClipRecipe, AdapterRecipe):
+    """Fewer steps: consistency distillation as a LoRA (LCM, arXiv 2310.04378; LCM-LoRA, 2311.05556)."""
+
+    steps: Count = 1_000
+    """Optimiser steps in all."""
+    lr: Positive = 1e-4
+    """AdamW learning rate after the warm-up."""
+    ema: Annotated[Number, Gt(0), Lt(1)] = 0.95
+    """Decay of the moving average: the network that gives the targets, and what is written."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    flip: bool = True
+    """Also train on every clip mirrored left to right."""
+    holdout: Whole = 0
+    """Clips of each category kept out of training and evaluated instead; 0 evaluates on the first ones."""
+    skip: Count = 20
+    """Timesteps of one step of the teacher, which is DDIM's: k of the paper."""
+    lowest_guidance: Annotated[Number, Ge(1)] = 4.0
+    """Guidance that the teacher's steps fold in is drawn from here, 1 being none (1 + w of the paper) ..."""
+    highest_guidance: Annotated[Number, Ge(1)] = 16.0
+    """... to here. Clips are then made with guidance 1."""
+    huber: Positive = 1e-3
+    """c of the loss sqrt(d^2 + c^2) - c: where it turns from a square into a distance."""
+    sample_steps: Count = 4
+    """Denoising steps of the sample clips: those the network shall do with."""
+    teacher_steps: Count = 50
+    """Denoising steps of the clips they are compared with."""
+
+    def __post_init__(self) -> None:
+        above = self.lowest_guidance <= self.highest_guidance
+        _require(above, self, "highest_guidance", "lowest_guidance or above")
 
 
 def lamp_sd14() -> MotionRecipe:
@@ -266,12 +310,32 @@ def parts_of(*attentions: str) -> tuple[str, ...]:
 DPO_RECIPES = {recipe.__name__: recipe for recipe in (paper_dpo, paper_dpo_image, tiny_dpo, tiny_dpo_image)}
 
 
+def lcm_sd14() -> DistillRecipe:
+    """LCM-LoRA's settings at Stable Diffusion 1.4 size, over the motion of every category."""
+    return DistillRecipe(lora_rank=64, lora_alpha=64)
+
+
+def tiny_lcm() -> DistillRecipe:
+    """Fewer steps of the tiny family, on a CPU. It samples without guidance, so none is folded in."""
+    return DistillRecipe(
+        batch_size=2, lr=2e-4, warmup_steps=20, cooldown=0.25, precision="bf16", height=64, width=64,
+        lora_rank=64, lora_alpha=64, flip=False, holdout=4, lowest_guidance=1, highest_guidance=1,
+        gradient_checkpointing=False, save_every=100, sample_every=250, sample_steps=2, teacher_steps=20,
+    )  # fmt: skip
+
+
+DISTILL_RECIPES = {recipe.__name__: recipe for recipe in (lcm_sd14, tiny_lcm)}
+RECIPES: dict[Stage, dict[str, Any]] = {
+    "motion": MOTION_RECIPES, "dpo": DPO_RECIPES, "dpo_image": DPO_RECIPES, "distill": DISTILL_RECIPES,
+}  # fmt: skip
+
+
 def recipe_of(model: Model, stage: Stage, name: str | None = None) -> Any:
     """The recipe `name`, else the one that the model's catalog entry gives the stage.
 
     Raises RecipeError when the entry gives none, or names one that is not there.
     """
-    known: dict[str, Any] = MOTION_RECIPES if stage == "motion" else DPO_RECIPES
+    known = RECIPES[stage]
     name = name or getattr(model.recipes, stage)
     if name not in known:
         raise RecipeError(
