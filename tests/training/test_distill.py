@@ -31,6 +31,7 @@ from training.distill import (
     huber_loss,
     main,
 )
+from training.motion import start_accelerate
 from training.recipes import DistillRecipe, RecipeError
 
 CATEGORIES = ("horse", "rain")
@@ -71,7 +72,8 @@ def make_task(
         torch.manual_seed(0)
         chosen = [Given(catalog.category(name), Path(clips), Path(file)) for name, clips, file in given]
         weights = {one.category.name: load_tensors(one.weights) for one in chosen}
-        return unet, build_task(recipe, model, unet, chosen, weights, tmp_path / "cache", Accelerator())
+        accelerator = start_accelerate(recipe)
+        return unet, build_task(recipe, model, unet, chosen, weights, tmp_path / "cache", accelerator)
 
     return make
 
@@ -151,7 +153,7 @@ def test_only_the_lora_learns_and_every_category_is_itself(make_task, recipe, ti
 def test_the_target_is_the_moving_averages_and_the_answer_is_not(make_task, recipe, precision) -> None:
     """In mixed precision too, where autocast might remember the cast of one and use it for the other."""
     unet, task = make_task(dataclasses.replace(recipe, precision=precision))
-    model = Accelerator(cpu=True, mixed_precision="no" if precision == "fp32" else "bf16").prepare(unet)
+    model = Accelerator().prepare(unet)
     with torch.no_grad():
         for parameter in task.params.values():
             parameter.copy_(0.1 * torch.ones_like(parameter))
