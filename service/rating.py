@@ -195,6 +195,16 @@ async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+
+    def work() -> int:
+        serve(standalone(Judging(args.clips)), args.host, args.port)
+        return 0
+
+    return command.run("service.rating", work)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service.rating",
         description=__doc__,
@@ -202,13 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--clips", required=True, type=Path, help="folder of clips with captions.jsonl")
     add_address(parser)
-    args = parser.parse_args(arguments)
-
-    def work() -> int:
-        serve(standalone(Judging(args.clips)), args.host, args.port)
-        return 0
-
-    return command.run("service.rating", work)
+    return parser
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

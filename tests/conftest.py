@@ -25,6 +25,7 @@ from training.recipes import MotionRecipe
 
 # Files that take longest, the longest first: begun last, one of them would run while the other core idles.
 LONGEST_FIRST = (
+    "export/test_to_onnx.py", "training/test_dpo.py", "service/test_jobs.py", "benchmarks/test_benchmarks.py",
     "e2e/test_new_category.py", "deploy/test_rehearsal.py", "e2e/test_serve.py", "e2e/test_shipped_family.py",
 )  # fmt: skip
 CAPTIONS = ["a horse runs", "white horse runs on mars", "a red horse runs at night"]

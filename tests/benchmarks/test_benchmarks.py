@@ -15,9 +15,6 @@ QUICK = [
     "backends --only torch_fp32 openvino_fp32 --no-clips",
     "capacity",
     "categories_resident",
-    "dpo_beta",
-    "dpo_memory",
-    "full_width",
     "gpu",
     "mixed_batch --backend torch --dtype float32",
     "options",
@@ -26,6 +23,7 @@ QUICK = [
     "unet_forward",
     "unet_sd14",
 ]
+LONG = ["dpo_beta", "dpo_memory", "full_width"]
 # equal_numbers is run before and after a change; export_full_size builds for four GPUs, --quick or not;
 # scheduling_service needs a server; watermark reads what has no mark, which takes long:
 # tests/huvidpo/test_watermark.py does the same; jobs_survive and soak take a minute each:
@@ -37,7 +35,7 @@ APART |= {"cluster_report", "cluster_scaled", "cluster_served", "cluster_simulat
 
 def test_every_benchmark_is_run_here():
     files = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
-    assert files == {line.split()[0] for line in QUICK} | APART
+    assert files == {line.split()[0] for line in QUICK + LONG} | APART
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("line", QUICK)
+@pytest.mark.parametrize("line", [*QUICK, *(pytest.param(line, marks=pytest.mark.long) for line in LONG)])
 def test_a_benchmark_runs_quickly_and_records_nothing(line, results, capsys):
     name, *options = line.split()
     if name == "gpu" and not torch.cuda.is_available():

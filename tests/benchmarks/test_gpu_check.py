@@ -12,6 +12,7 @@ import pytest
 from benchmarks.common import ROOT
 from benchmarks.gpu_check import check
 
+pytestmark = pytest.mark.long
 SECTIONS = ("ceiling", "video", "sdxl", "loops", "training", "vae", "attention")  # not torch.compile: minutes
 
 

@@ -61,6 +61,7 @@ def test_it_serves_by_tag_from_anywhere(home, tag, start_server, tmp_path):
     server.stop()
 
 
+@pytest.mark.long
 def test_it_serves_by_folder(home, tag, start_server, tmp_path):
     server = start_server(str(source(home, tag).parent), cwd=tmp_path, HUVIDPO_BACKEND="torch")
     server.wait_ready()

@@ -146,6 +146,7 @@ def blocks(port: int) -> list[str]:
     return script.split("\0")
 
 
+@pytest.mark.long  # tests/test_docs_commands.py parses the page's commands
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page(folder: Path) -> None:
     port = free_port()

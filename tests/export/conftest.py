@@ -1,5 +1,6 @@
 """A random family, its networks, and one cache of engines for the session: a graph is exported once."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,4 +49,9 @@ def random_catalog(catalog_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engines")
+    """A cache of engines, whose graphs it shares with other processes of the same run: a minute for each."""
+    folder, base = tmp_path_factory.mktemp("engines"), tmp_path_factory.getbasetemp()
+    graphs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
+    graphs.mkdir(exist_ok=True)
+    (folder / "skeletons").symlink_to(graphs)
+    return folder

@@ -80,6 +80,7 @@ def test_another_architecture_has_another_name(model: Model):
     assert len({architecture(other) for other in [network, *others]}) == 4
 
 
+@pytest.mark.long
 def test_lamps_attention_exports_too(model: Model, tmp_path: Path, cache: Path):
     """In float16, as engines are built, and on one level: the other mode and precision were tested above."""
     network = network_of(ROWS["video_unet"], model, "float16")

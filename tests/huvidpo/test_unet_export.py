@@ -7,7 +7,7 @@ from unet_configs import TINY
 from huvidpo.unet import VideoUNet
 
 
-@pytest.mark.parametrize("mode", ["first_prev", "first"])
+@pytest.mark.parametrize("mode", ["first", pytest.param("first_prev", marks=pytest.mark.long)])
 def test_exported_graph_serves_other_shapes(mode: str):
     torch.manual_seed(0)
     unet = VideoUNet(**TINY, attention_mode=mode).eval().requires_grad_(False)

@@ -100,6 +100,7 @@ def test_the_command_trains_a_judge_from_the_renderer_alone(tmp_path, monkeypatc
     """All four networks, a step or two each; what it writes scores."""
     monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(training, "HELD_OUT", 2)
+    monkeypatch.setattr(training, "MOMENTS", 1)
     monkeypatch.setattr(trainer, "TUNE", 16)  # two of each category
     monkeypatch.setattr("training.loop.draw_curves", lambda *_: None)
     given_ = ["--clips", "6", "--steps", "0.0004", "--data", str(tmp_path / "data"), "--out", str(tmp_path)]
