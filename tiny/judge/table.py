@@ -3,6 +3,7 @@
     python -m tiny.judge.table                               # 128 scenes; writes models/tiny/judge/table.json
     python -m tiny.judge.table --stage1 runs/tiny/stage1     # and the categories before their preferences
     python -m tiny.judge.table --steps 4 6 8 12 20 --sheets runs/sheets    # and fewer denoising steps
+    python -m tiny.judge.table --steps 1 2 4 --fast runs/tiny/fast         # and those distilled for them
 
 Clips continue the true first frames of the held-out scenes of `tiny.dataset`. Rows that are always there: the
 truth, the truth through the VAE (no latent model does better), retrieval (the motion of the nearest of 64
@@ -49,6 +50,7 @@ SCALE = 4
 Clips = list[np.ndarray]
 Measures = dict[str, float]  # of a clip
 STAGE1 = "stage 1, before preferences"
+FEW = (1, 2, 4)  # steps of what was distilled
 
 
 def with_steps(scene: Scene, seed: int, steps: int) -> ClipRequest:
@@ -57,14 +59,21 @@ def with_steps(scene: Scene, seed: int, steps: int) -> ClipRequest:
     return dataclasses.replace(request, options=request.options.replace(steps=steps, first_frame_steps=steps))
 
 
-def made(scenes: Sequence[Scene], truths: Clips, steps: int, stage1: Path | None, keep: Path) -> Clips:
-    """The family's clips from the true first frames, batched by category as the service does. They are slow
-    to make, so they stay in `keep`.
+def made(
+    scenes: Sequence[Scene],
+    truths: Clips,
+    steps: int,
+    keep: Path,
+    name: str = "shipped",
+    folder: Path | None = None,
+) -> Clips:
+    """The family's clips from the true first frames, batched by category as the service does; by the weights
+    in `folder`, if not those that ship. They are slow to make, so they stay in `keep`, by their `name`.
     """
-    file = keep / f"{'stage1' if stage1 else 'shipped'}_{steps}.npy"
+    file = keep / f"{name}_{steps}.npy"
     if file.exists() and len(clips := np.load(file)) == len(scenes):
         return list(clips)
-    weights = {c: stage1 / f"{c}.safetensors" for c in CATEGORIES} if stage1 else None
+    weights = {c: folder / f"{c}.safetensors" for c in CATEGORIES} if folder else None
     pipeline = VideoPipeline.from_catalog("tiny", categories=list(CATEGORIES), weights=weights)
     clips = np.stack(truths)
     for category in tqdm(CATEGORIES, file.stem):
@@ -184,6 +193,11 @@ def main() -> None:
     parser.add_argument(
         "--stage1", type=Path, help="folder of the categories' stage-1 weights: a row of their own"
     )
+    parser.add_argument(
+        "--fast",
+        type=Path,
+        help="folder of the categories' weights distilled for fewer steps: rows of their own",
+    )
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     parser.add_argument(
         "--keep", type=Path, default=RUNS / "judge-table", help="folder of the family's clips"
@@ -197,9 +211,11 @@ def main() -> None:
     numbers = sorted({own, *args.steps})
     rows: dict[str, Clips] = {"the truth": truths, "the truth through the VAE": through_vae(truths)}
     rows |= retrieved(scenes, truths)
-    rows |= {shipped(steps): made(scenes, truths, steps, None, args.keep) for steps in numbers}
+    rows |= {shipped(steps): made(scenes, truths, steps, args.keep) for steps in numbers}
     if args.stage1:
-        rows[STAGE1] = made(scenes, truths, own, args.stage1, args.keep)
+        rows[STAGE1] = made(scenes, truths, own, args.keep, "stage1", args.stage1)
+    for steps in FEW if args.fast else ():
+        rows[f"distilled, {steps} steps"] = made(scenes, truths, steps, args.keep, "distilled", args.fast)
     most = shipped(numbers[-1])
     rows[f"{most}, blurred by 0.4 px"] = [fake(TRICKS["blur"], clip, clip, 0.4, 0) for clip in rows[most]]
     rows["frozen first frame"] = [still(truth) for truth in truths]
