@@ -26,7 +26,7 @@ serve: $(VENV)/serve.done  ## set up and serve on port 3000 (PORT=...)
 test: $(VENV)/dev.done  ## set up and run the tests
 	$(PYTEST) -m "not long"
 
-long: $(VENV)/dev.done  ## run the longer forms of some tests, which `make test` leaves out
+long: $(VENV)/dev.done  ## run the tests that take long, which `make test` leaves out
 	$(PYTEST) -m long
 
 check: $(VENV)/dev.done  ## format, lint, types, tests
