@@ -6,7 +6,7 @@
 Steps: world -> vae -> clip -> latents -> first_frame -> first_frame_preferences -> video (base) -> wording
 (other words for the text encoder) -> wide (the base, continued on clips seen anyhow; minutes on a card) ->
 motion (per category) -> judge (of the world, with its calibration) -> preferences (per category; the judge is
-in their gate) -> evaluate.
+in their gate) -> distill (fewer steps; measured, not shipped) -> evaluate.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import argparse
 import subprocess
 import sys
 
-from tiny.common import DATA, RUNS, STAGE1
+from tiny.common import DATA, FAMILY, RUNS, STAGE1
 from tiny.world import CATEGORIES
 
+FAST = RUNS / "fast"
+STEPS = ("1", "2", "4", "6", "8", "12", "20")
 MODULE = [sys.executable, "-m"]
 
 
@@ -25,9 +27,15 @@ def commands() -> dict[str, list[list[str]]]:
     """The command lines of every step, in order."""
     motion = [*MODULE, "training.motion", "--model", "tiny", "--resume"]
 
+    def weights(category: str) -> str:
+        return f"{FAMILY}/categories/{category}.safetensors"
+
     def out(category: str) -> list[str]:
         return ["--out", f"{STAGE1}/{category}.safetensors"]
 
+    of = [word for c in CATEGORIES for word in ("--of", c, f"{RUNS}/motion/{c}", weights(c))]
+    lora = str(FAST / "lora.safetensors")
+    merge = [*MODULE, "training.merge", "--model", "tiny", "--fast", lora]
     return {
         "world": [[*MODULE, "tiny.dataset", "--out", str(DATA)]],
         "vae": [[*MODULE, "tiny.autoencoder"]],
@@ -41,11 +49,15 @@ def commands() -> dict[str, list[list[str]]]:
         "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
         "judge": [[*MODULE, f"tiny.judge{part}"] for part in ("", ".calibrate", ".attack")],
         "preferences": [[*MODULE, "tiny.preferences"]],
+        "distill": [
+            [*MODULE, "training.distill", "--model", "tiny", "--resume", *of, "--out", lora],
+            *([*merge, "--stage1", weights(c), "--out", f"{FAST}/{c}.safetensors"] for c in CATEGORIES),
+        ],
         "evaluate": [
             [*MODULE, "tiny.evaluate"],
             [*MODULE, "tiny.judge.wordings"],
             [*MODULE, "tiny.judge.views"],
-            [*MODULE, "tiny.judge.table", "--stage1", str(STAGE1), "--steps", "4", "6", "8", "12", "20"],
+            [*MODULE, "tiny.judge.table", "--stage1", str(STAGE1), "--steps", *STEPS, "--fast", str(FAST)],
         ],
     }
 

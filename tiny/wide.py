@@ -25,6 +25,7 @@ from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Semaphore
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,8 +43,9 @@ from huvidpo.unet import VideoUNet
 from tiny import views, world
 from tiny.common import FAMILY, RUNS, scheduler, to_unit
 from training.lineage import commit, write_network
-from training.loop import CHECKPOINT, STOPPED, TrainingError, stop_requests
+from training.loop import CHECKPOINT, STOPPED, TrainingError, learning_rate, stop_requests
 from training.losses import add_noise, motion_loss, prediction_target
+from training.recipes import Recipe
 
 FOLDER = RUNS / "wide"
 FRAMES = world.FRAMES
@@ -54,28 +56,20 @@ AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the base is continued."""
+class WideRecipe(Recipe):
+    """How the base is continued. In bfloat16 where the device computes in it."""
 
     steps: int = 9_000
-    batch: int = 16
+    batch_size: int = 16
     lr: float = 8e-4
-    warmup: int = 200
-    """Steps."""
     cooldown: float = 0.4
-    """Share of the steps in which the rate falls linearly to a twentieth."""
+    warmup_steps: int = 200
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     ema: float = 0.998
-    weight_decay: float = 0.01
     every_long: int = 6
     """One step of so many shows a quarter of the clips in all their 48 frames."""
     first: int = 320
     """Clips that must be there before the first step."""
-    save_every: int = 500
-
-    def rate(self, step: int, done: float) -> float:
-        """Learning rate of a step when `done` of the run, 0..1, lies behind."""
-        left = min(1.0, (1 - done) / self.cooldown)
-        return self.lr * min(1.0, (step + 1) / self.warmup) * (0.05 + 0.95 * left)
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -231,7 +225,7 @@ class Batch:
 class Trainer:
     """The network, its moving average and the optimiser; a step of either kind of batch."""
 
-    def __init__(self, unet: VideoUNet, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, unet: VideoUNet, recipe: WideRecipe, device: torch.device) -> None:
         self.recipe, self.device, self.on_gpu = recipe, device, device.type == "cuda"
         self.unet = unet.to(device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.unet).eval().requires_grad_(False)
@@ -249,7 +243,7 @@ class Trainer:
         rng = np.random.default_rng((6, step))
         generator = torch.Generator(self.device).manual_seed(step)
         long = step % self.recipe.every_long == self.recipe.every_long - 1
-        few, frames = (self.recipe.batch // 4, views.LONG) if long else (self.recipe.batch, FRAMES)
+        few, frames = (self.recipe.batch_size // 4, views.LONG) if long else (self.recipe.batch_size, FRAMES)
         clean, text = film.draw(few, frames, rng)
         empty = on_device(rng.random(few) < EMPTY, self.device)
         text = torch.where(empty[:, None, None], film.studio.nothing, text)
@@ -295,7 +289,7 @@ class Trainer:
             answer = self.unet(batch.noisy, batch.timesteps, batch.text)
         loss = motion_loss(answer.float(), batch.target)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.params, self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.on_gpu)
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.params], 1 - self.recipe.ema)
@@ -338,7 +332,7 @@ class Trainer:
         self.step = int(facts["step"])
 
 
-def run(recipe: Recipe, film: Film, trainer: Trainer, checkpoint: Path, seconds: float | None) -> bool:
+def run(recipe: WideRecipe, film: Film, trainer: Trainer, checkpoint: Path, seconds: float | None) -> bool:
     """Train until the recipe's steps, or `seconds`, are over; False when it was asked to stop, and saved."""
     while len(film) < recipe.first:
         film.take(AT_ONCE)
@@ -352,7 +346,9 @@ def run(recipe: Recipe, film: Film, trainer: Trainer, checkpoint: Path, seconds:
                 trainer.save(checkpoint)
                 return done >= 1
             film.take(4)
-            loss = trainer.take_step(trainer.batch(film, trainer.step), recipe.rate(trainer.step, done))
+            loss = trainer.take_step(
+                trainer.batch(film, trainer.step), learning_rate(recipe, trainer.step, done)
+            )
             if elapsed - shown > 10:
                 shown = elapsed
                 rate = (trainer.step - start) / elapsed
@@ -369,7 +365,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help=f"optimiser steps ({Recipe.steps})")
+    parser.add_argument(
+        "--steps", type=int, default=WideRecipe.steps, help=f"optimiser steps ({WideRecipe.steps})"
+    )
     parser.add_argument("--seconds", type=float, help="train for so long from now on instead")
     parser.add_argument("--clips", type=int, default=20_000, help="clips to film in all (20,000)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -381,7 +379,7 @@ def main() -> int:
 
 def _main(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    recipe = Recipe(steps=args.steps)
+    recipe = WideRecipe(steps=args.steps)
     if args.clips < 2 * recipe.first:
         raise TrainingError(f"clips: got {args.clips}, expected {2 * recipe.first} or more")
     cameras = max(1, (os.cpu_count() or 1) - 2)
@@ -389,7 +387,7 @@ def _main(args: argparse.Namespace) -> int:
         return train(recipe, film, args)
 
 
-def train(recipe: Recipe, film: Film, args: argparse.Namespace) -> int:
+def train(recipe: WideRecipe, film: Film, args: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")

@@ -264,12 +264,14 @@ def _backward(
     return {"loss": mean_loss, **metrics}
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+def learning_rate(recipe: Recipe, step: int, done: float | None = None) -> float:
     """Learning rate of step number `step` (from 0): warm-up, plateau, cool-down. A run is prolonged from its
-    plateau.
+    plateau. `done`: the share of the run, 0 to 1, that lies behind, where it is not the recipe's steps that
+    end it.
     """
     warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-    left = min(1.0, (recipe.steps - step) / max(1.0, recipe.cooldown * recipe.steps))
+    to_come = recipe.steps - step if done is None else (1 - done) * recipe.steps
+    left = min(1.0, to_come / max(1.0, recipe.cooldown * recipe.steps))
     return recipe.lr * warmup * (0.05 + 0.95 * left if recipe.cooldown else 1.0)
 
 

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from huvidpo.unet import VideoUNet
 from tiny import views, wide, world
 from tiny.judge import views as judged
-from training.loop import TrainingError
+from training.loop import TrainingError, learning_rate
 
 CPU = torch.device("cpu")
-RECIPE = wide.Recipe(steps=4, batch=4, warmup=1, every_long=2, first=4)
+RECIPE = wide.WideRecipe(steps=4, batch_size=4, warmup_steps=1, every_long=2, first=4)
 
 
 def test_a_clip_follows_from_its_number_and_all_kinds_come() -> None:
@@ -102,28 +102,30 @@ def network() -> VideoUNet:
 def test_a_stopped_run_goes_on_as_if_it_had_not(film: wide.Film, tmp_path) -> None:
     whole, halves = (wide.Trainer(network(), RECIPE, CPU) for _ in range(2))
     for step in range(4):
-        whole.take_step(whole.batch(film, step), RECIPE.rate(step, step / 4))
+        whole.take_step(whole.batch(film, step), learning_rate(RECIPE, step, step / 4))
         if step < 2:
-            halves.take_step(halves.batch(film, step), RECIPE.rate(step, step / 4))
+            halves.take_step(halves.batch(film, step), learning_rate(RECIPE, step, step / 4))
     halves.save(tmp_path / "run.safetensors")
     resumed = wide.Trainer(network(), RECIPE, CPU)
     resumed.load(tmp_path / "run.safetensors")
     assert resumed.step == 2
     for step in (2, 3):
-        resumed.take_step(resumed.batch(film, step), RECIPE.rate(step, step / 4))
+        resumed.take_step(resumed.batch(film, step), learning_rate(RECIPE, step, step / 4))
     fresh = network().state_dict()
     for name, param in whole.unet.state_dict().items():
         assert torch.equal(param, resumed.unet.state_dict()[name]), name
     averages = whole.average.state_dict()
     assert all(torch.equal(averages[name], kept) for name, kept in resumed.average.state_dict().items())
     assert any(not torch.equal(averages[name], fresh[name]) for name in fresh), "it has moved"
-    other = wide.Trainer(network(), wide.Recipe(batch=8), CPU)
+    other = wide.Trainer(network(), wide.WideRecipe(batch_size=8), CPU)
     with pytest.raises(TrainingError, match="a run of another recipe"):
         other.load(tmp_path / "run.safetensors")
 
 
 def test_a_run_ends_with_its_steps_and_learns(film: wide.Film, tmp_path) -> None:
-    recipe = wide.Recipe(steps=12, batch=4, lr=5e-3, warmup=2, every_long=100, first=4, save_every=100)
+    recipe = wide.WideRecipe(
+        steps=12, batch_size=4, lr=5e-3, warmup_steps=2, every_long=100, first=4, save_every=100
+    )
     trainer = wide.Trainer(network(), recipe, CPU)
     fixed = trainer.batch(film, 1_000)
 
@@ -137,14 +139,6 @@ def test_a_run_ends_with_its_steps_and_learns(film: wide.Film, tmp_path) -> None
     assert trainer.step == 12
     assert loss() < 0.95 * before
     assert (tmp_path / "checkpoint.safetensors").exists()
-
-
-def test_the_rate_rises_stays_and_falls() -> None:
-    recipe = wide.Recipe(lr=1.0, warmup=10, cooldown=0.4)
-    assert recipe.rate(0, 0.0) == pytest.approx(0.1)
-    assert recipe.rate(100, 0.5) == 1.0
-    assert recipe.rate(100, 0.8) == pytest.approx(0.05 + 0.95 * 0.5)
-    assert recipe.rate(100, 1.0) == pytest.approx(0.05)
 
 
 def test_too_few_clips_are_refused(capsys, monkeypatch) -> None:

@@ -256,3 +256,5 @@ def test_learning_rate_warms_up_and_cools_down():
     rates = [learning_rate(recipe, step) for step in (0, 1, 2, 3, 79, 90, 100)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.05 + 0.95 / 2, 0.05])
     assert learning_rate(MotionRecipe(), 24_999) == 3e-5
+    by_the_clock = [learning_rate(recipe, 7, done) for done in (0.5, 0.9, 1.0)]
+    assert by_the_clock == pytest.approx([1.0, 0.05 + 0.95 / 2, 0.05])
