@@ -47,7 +47,7 @@ from training.dpo import write_lora
 from training.inversion import split
 from training.lineage import commit
 from training.loop import STOPPED, TrainingError, averaged, run_is_kept, train
-from training.losses import add_noise
+from training.losses import add_noise, prediction_type
 from training.merge import DISTILLED, read_stage1
 from training.motion import (
     build_pipeline,
@@ -319,10 +319,15 @@ def build_task(
 ) -> DistillTask:
     """Clips and text embeddings of every category, and the LoRA in `unet`.
 
-    A weight that categories differ in and one of them lacks is there the base's.
+    A weight that categories differ in and one of them lacks is there the base's. Raises TrainingError for a
+    `skip` beyond the model's timesteps, HuViDPOError for a model that predicts what training does not know.
     """
     device = accelerator.device
     pipeline = build_pipeline(model, unet, device)
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler_config)
+    prediction_type(scheduler)  # one that is known
+    if recipe.skip > (total := scheduler.config.num_train_timesteps):
+        raise TrainingError(f"skip is {recipe.skip}; allowed: 1 to {total}, the model's timesteps")
     with accelerator.main_process_first():  # the others find what it cached
         clips = {one.category.name: load_clips(one.clips, pipeline.vae, recipe, cache) for one in given}
     captions = [caption for some in clips.values() for caption in some.captions]
@@ -336,7 +341,6 @@ def build_task(
     ]
     params = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in params.items()}
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler_config)
     sampling = sampling_options(model, recipe)
     return DistillTask(sources, texts, scheduler, pipeline, recipe, sampling, params, average, device)
 
@@ -364,7 +368,7 @@ def _main(args: argparse.Namespace) -> int:
     steps = [f"steps={args.steps}"] if args.steps is not None else []
     recipe = override(recipe_of(model, "distill", args.recipe), [*settings, *args.set, *steps])
     given = [Given(catalog.category(name), Path(clips), Path(weights)) for name, clips, weights in args.of]
-    _check(given, recipe)
+    _check(given)
     folder = args.run or Path("runs") / "distill" / model.name
     make_folder(folder)
     make_way(args.out)
@@ -377,14 +381,10 @@ def _main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(given: Sequence[Given], recipe: DistillRecipe) -> None:
+def _check(given: Sequence[Given]) -> None:
     names = [one.category.name for one in given]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TrainingError(f"--of names {', '.join(twice)} more than once; give each category once")
-    if recipe.frames == 1:
-        raise TrainingError(
-            "frames is 1, of which the first is given: there is nothing to learn; allowed: 2 or more"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:

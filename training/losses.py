@@ -43,7 +43,7 @@ def prediction_target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, 
 
     Raises HuViDPOError on any other prediction type.
     """
-    kind = _prediction_type(scheduler)
+    kind = prediction_type(scheduler)
     return noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
 
 
@@ -53,7 +53,7 @@ def noise_prediction(scheduler: DDIMScheduler, answer: Tensor, noisy: Tensor, ti
     At zero terminal SNR (abar 0) it is x_t whatever the network says. Raises HuViDPOError on any prediction
     type but epsilon and v_prediction.
     """
-    if _prediction_type(scheduler) == "epsilon":
+    if prediction_type(scheduler) == "epsilon":
         return answer.float()
     abar = scheduler.alphas_cumprod.to(noisy.device)[timesteps].float()
     abar = abar.view(-1, *[1] * (noisy.ndim - 1))
@@ -285,7 +285,8 @@ def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
     return values[chosen].sum() / chosen.sum().clamp(min=1)
 
 
-def _prediction_type(scheduler: DDIMScheduler) -> str:
+def prediction_type(scheduler: DDIMScheduler) -> str:
+    """epsilon or v_prediction. Raises HuViDPOError for a scheduler that predicts anything else."""
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise HuViDPOError(f"scheduler predicts {kind!r}; training knows epsilon and v_prediction")

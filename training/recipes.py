@@ -216,6 +216,8 @@ class DistillRecipe(ClipRecipe, AdapterRecipe):
 
     steps: Count = 1_000
     """Optimiser steps in all."""
+    frames: Annotated[int, Ge(2)] = 16
+    """Frames per clip, the first one clean: it is given, not learnt."""
     lr: Positive = 1e-4
     """AdamW learning rate after the warm-up."""
     ema: Annotated[Number, Gt(0), Lt(1)] = 0.95

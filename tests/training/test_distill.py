@@ -254,7 +254,8 @@ def test_what_it_is_told_wrong_it_says(given, tmp_path: Path, capsys) -> None:
         "known:": arguments([["dragon", *horse[1:]]], out),
         "is not a folder": arguments([["horse", str(tmp_path / "none"), horse[2]]], out),
         "nothing.weight": arguments([[*horse[:2], str(tmp_path / "foreign.safetensors")]], out),
-        "2 or more": arguments(given, out, "--set", "frames=1"),
+        "frames: got 1, expected a whole number of at least 2": arguments(given, out, "--set", "frames=1"),
+        "1 to 1000, the model's timesteps": arguments(given, out, "--set", "skip=1001"),
         "lowest_guidance or above": arguments(given, out, "--set", "lowest_guidance=2"),
     }
     for message, command in wrong.items():
