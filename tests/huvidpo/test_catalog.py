@@ -167,8 +167,8 @@ def test_full_size_prompts_are_enough_for_the_gate_and_more() -> None:
 
 def test_the_entry_of_a_model_says_its_recipes_prompts_and_attention() -> None:
     tiny, sd14 = (load_catalog().model(name) for name in (DEFAULT_MODEL, "sd14"))
-    assert tiny.recipes == Recipes("tiny_motion", "tiny_dpo", "tiny_dpo_image")
-    assert sd14.recipes == Recipes("lamp_sd14", "paper_dpo", "paper_dpo_image")
+    assert tiny.recipes == Recipes("tiny_motion", "tiny_dpo", "tiny_dpo_image", "tiny_lcm")
+    assert sd14.recipes == Recipes("lamp_sd14", "paper_dpo", "paper_dpo_image", "lcm_sd14")
     prompts = PROJECT_ROOT / "models/tiny/prompts.txt", PROJECT_ROOT / "huvidpo/data/prompts.txt"
     assert (tiny.prompts, sd14.prompts) == prompts
     assert tiny.attention_mode is sd14.attention_mode is None
