@@ -59,6 +59,10 @@ class Clips:
     fingerprint: str
     """sha256 over what the rows were made from."""
 
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Latents of `rows` [N]: float32 [N, C, F, h, w]."""
+        return torch.from_numpy(self.latents[rows].astype(np.float32))
+
 
 def load_clips(folder: Path, vae: AutoencoderKL, recipe: MotionRecipe | DistillRecipe, cache: Path) -> Clips:
     """The clips of `folder`: a latent store where it holds `latents.npy`, else videos with captions.

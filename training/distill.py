@@ -41,6 +41,7 @@ from huvidpo.loading import check_lineage, load_video_unet
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.schedule import guide
 from huvidpo.unet import VideoUNet, fingerprint
+from preferences.metrics import psnr
 from training.adapter import adapter_off, adapter_tensors, add_adapter
 from training.data import Clips, embed_texts, load_clips, rows_for
 from training.dpo import write_lora
@@ -50,6 +51,7 @@ from training.loop import STOPPED, TrainingError, averaged, run_is_kept, train
 from training.losses import add_noise, prediction_type
 from training.merge import DISTILLED, read_stage1
 from training.motion import (
+    add_run_options,
     build_pipeline,
     in_native_precision,
     sample_clips,
@@ -74,11 +76,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Source:
-    """What a category brings: clips, and its weights by the names of the network with its LoRA."""
+    """What a category brings: clips, and its weights beside the parameters that they go into."""
 
     name: str
     clips: Clips
-    weights: dict[str, Tensor]
+    weights: list[tuple[nn.Parameter, Tensor]]
 
 
 def boundary(timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
@@ -209,7 +211,7 @@ class DistillTask:
                 }
         self.samples = self._render(self.recipe.sample_steps, guidance=1.0)
         many = self.before["many"]
-        return {"psnr": psnr(self.samples, many), "psnr_before": psnr(self.before["few"], many)}
+        return {"psnr": nearness(self.samples, many), "psnr_before": nearness(self.before["few"], many)}
 
     def sample(self, step: int, folder: Path) -> None:
         """Write the samples of `evaluate`: the teacher's of many steps, of few, and the student's, one below
@@ -240,25 +242,20 @@ class DistillTask:
 
     @torch.no_grad()
     def _put_in(self, source: Source) -> None:
-        (unet,) = self.pipeline.unets.values()
-        parameters = dict(unet.named_parameters())
-        for name, tensor in source.weights.items():
-            parameters[name].copy_(tensor)
+        for parameter, tensor in source.weights:
+            parameter.copy_(tensor)
 
     def _latents(self, source: Source, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(source.clips.latents[rows].astype(np.float32)).to(self.device)
+        return source.clips.read(rows).to(self.device)
 
     def _text(self, captions: list[str]) -> Tensor:
         return torch.stack([self.texts[caption] for caption in captions]).to(self.device)
 
 
-def psnr(clips: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+def nearness(clips: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
     """Mean over clips uint8 [F, H, W, 3] of the PSNR, dB, of frames 1..; at most 60, where both are equal."""
-    errors = [
-        np.square(one[1:].astype(np.float32) - other[1:]).mean()
-        for one, other in zip(clips, others, strict=True)
-    ]
-    return float(np.mean([10 * np.log10(255**2 / max(error, 0.065)) for error in errors]))
+    found = [psnr(one[1:], other[1:]) for one, other in zip(clips, others, strict=True)]
+    return float(np.mean(np.minimum(found, 60.0)))
 
 
 def run(
@@ -335,20 +332,15 @@ def build_task(
     differing = {name for tensors in weights.values() for name in tensors}
     of_base = {name: tensor.clone() for name, tensor in unet.state_dict().items() if name in differing}
     add_adapter(unet, recipe)
+    by_name = {name.replace(".base_layer.", "."): p for name, p in unet.named_parameters()}
     sources = [
-        Source(name, clips[name], with_adapter_names(unet, of_base | dict(tensors)))
-        for name, tensors in weights.items()
+        Source(name, clips[name], [(by_name[n], tensor) for n, tensor in (of_base | dict(own)).items()])
+        for name, own in weights.items()
     ]
     params = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in params.items()}
     sampling = sampling_options(model, recipe)
     return DistillTask(sources, texts, scheduler, pipeline, recipe, sampling, params, average, device)
-
-
-def with_adapter_names(unet: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` by the names that `unet` has them under since its layers got a LoRA."""
-    now = {name.replace(".base_layer.", "."): name for name, _ in unet.named_parameters()}
-    return {now[name]: tensor for name, tensor in tensors.items()}
 
 
 # The command line
@@ -403,23 +395,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a category, its folder of clips and its weights; once for each category",
     )
     parser.add_argument("--out", required=True, type=Path, help="LoRA to write (.safetensors)")
-    parser.add_argument(
-        "--recipe", choices=sorted(DISTILL_RECIPES), help="default: as the catalog's entry says"
-    )
-    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
-    )
-    parser.add_argument(
-        "--settings",
-        type=Path,
-        help="TOML file of recipe fields, before --set; as a run's recipe.toml",
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--run", type=Path, help="folder of the run; default: runs/distill/<model>")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run, or start it if there is none"
-    )
+    add_run_options(parser, DISTILL_RECIPES, run="runs/distill/<model>")
     return parser
 
 

@@ -67,6 +67,7 @@ from training.losses import (
 )
 from training.monitors import Monitors, pair_metrics, verdict
 from training.motion import (
+    add_run_options,
     build_pipeline,
     in_native_precision,
     sample_clips,
@@ -595,24 +596,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--full", type=Path, help="of pictures: also write the whole UNet into this folder, fp16"
     )
-    parser.add_argument(
-        "--recipe",
-        choices=sorted(DPO_RECIPES),
-        help="default: of clips, by the model; those with `image` in their names are for pictures",
-    )
-    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
-    )
-    parser.add_argument(
-        "--settings",
-        type=Path,
-        help="TOML file of recipe fields, before --set; as a run's recipe.toml",
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--run", type=Path, help="folder of the run; default: below runs/")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run, or start it if there is none"
+    add_run_options(
+        parser,
+        DPO_RECIPES,
+        run="below runs/",
+        recipe="of clips, by the model; those with `image` in their names are for pictures",
     )
     return parser
 

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -132,7 +133,7 @@ class MotionTask:
         return rows_for(self.clips.train_rows, draw, self.recipe.batch_size, self.recipe.seed)
 
     def _latents(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.clips.latents[rows].astype(np.float32)).to(self.device)
+        return self.clips.read(rows).to(self.device)
 
     def _text(self, captions: list[str]) -> Tensor:
         return torch.stack([self.texts[caption] for caption in captions]).to(self.device)
@@ -240,6 +241,30 @@ def _check_launch(on_cpu: bool) -> None:
         )
     if not on_cpu and local > torch.cuda.device_count():
         raise TrainingError(f"{local} processes want as many GPUs, here are {torch.cuda.device_count()}")
+
+
+def add_run_options(
+    parser: argparse.ArgumentParser,
+    recipes: Iterable[str],
+    run: str,
+    recipe: str = "as the catalog's entry says",
+) -> None:
+    """What every trainer is told alike: its recipe, where the run is kept, whether it goes on. `run` and
+    `recipe` say what their defaults are.
+    """
+    parser.add_argument("--recipe", choices=sorted(recipes), help=f"default: {recipe}")
+    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
+    )
+    parser.add_argument(
+        "--settings", type=Path, help="TOML file of recipe fields, before --set; as a run's recipe.toml"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--run", type=Path, help=f"folder of the run; default: {run}")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run, or start it if there is none"
+    )
 
 
 def use_threads(count: int) -> None:
@@ -372,24 +397,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", required=True, type=Path, help="file (folder when all weights train) to write"
     )
-    parser.add_argument(
-        "--recipe", choices=sorted(MOTION_RECIPES), help="default: as the catalog's entry says"
-    )
-    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the recipe's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a field of the recipe"
-    )
     parser.add_argument("--base", type=Path, help="folder of the UNet to start from (2D ones are inflated)")
-    parser.add_argument(
-        "--settings",
-        type=Path,
-        help="TOML file of recipe fields, before --set; as a run's recipe.toml",
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
-    parser.add_argument("--run", type=Path, help="folder of the run; default: runs/motion/<model>-<category>")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run, or start it if there is none"
-    )
+    add_run_options(parser, MOTION_RECIPES, run="runs/motion/<model>-<category>")
     return parser
 
 
