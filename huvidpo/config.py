@@ -40,7 +40,8 @@ class SamplingOptions:
     width: Side = 512
     fps: Annotated[int, FPS] = 8  # frames per second written into the file, 1..120
     sampler: Literal["ddim", "dpm++"] = "ddim"  # DPM-Solver++ 2M, arXiv 2211.01095, for fewer steps
-    corrections: Literal["lamp", "none"] = "lamp"  # AdaIN and colours towards frame 0, as LAMP samples
+    # "lamp": AdaIN and colours towards frame 0, as LAMP samples; "detail": see `schedule.keep_detail`
+    corrections: Literal["lamp", "detail", "none"] = "lamp"
     noise_mix: Annotated[Number, Interval(ge=0, le=1)] = 0.2  # share of frame 0's noise in every other
     first_frame_steps: Annotated[int, STEPS] = 50  # denoising steps of the first frame, 1..1000
     first_frame_guidance: Annotated[Number, GUIDANCE] = 5.0  # guidance of the first frame, 0..100 (SDXL: 5)

@@ -49,6 +49,7 @@ from huvidpo.schedule import (
     drop_history,
     first_frame_schedule,
     guide,
+    keep_detail,
     kept_indices,
     make_scheduler,
     match_histogram,
@@ -370,7 +371,7 @@ class VideoPipeline:
         text_kv = self.encode_prompt(requests)
         first = self.encode_first_frame(requests, first_frames)
         latents = self.prepare_latents(requests, first)
-        return self.decode(requests, self.denoise(requests, latents, text_kv, on_step))
+        return self.decode(requests, self.denoise(requests, latents, text_kv, on_step), first_frames)
 
     @torch.no_grad()
     def again(
@@ -394,7 +395,7 @@ class VideoPipeline:
         noise = self.prepare_latents(requests, clean[:, :, 0])
         latents = noise_to_start(scheduler, clean, noise)
         text_kv = self.encode_prompt(requests)
-        return self.decode(requests, self.denoise(requests, latents, text_kv, share=share))
+        return self.decode(requests, self.denoise(requests, latents, text_kv, share=share), first_frames)
 
     def check_inputs(self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> None:
         """Raises InvalidRequest for an unknown category or style, text beyond the text encoder's context and
@@ -448,9 +449,7 @@ class VideoPipeline:
         self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]
     ) -> Tensor:
         """Latents [B, C, h, w] of the images, cropped to the clip's aspect and resized; never squashed."""
-        options = requests[0].options
-        images = [crop_to_aspect(image, options.height, options.width) for image in first_frames]
-        return to_latents(self.vae, np.stack(images))
+        return to_latents(self.vae, _fitted(requests, first_frames))
 
     def prepare_latents(self, requests: Sequence[ClipRequest], first: Tensor) -> Tensor:
         """Frame 0 from `first` [B, C, h, w] and mixed noise for the others: [B, C, F, h, w] float32."""
@@ -490,12 +489,21 @@ class VideoPipeline:
         return _by_request(out, rows, len(requests))
 
     def decode(
-        self, requests: Sequence[ClipRequest], latents: Sequence[Tensor | None]
+        self,
+        requests: Sequence[ClipRequest],
+        latents: Sequence[Tensor | None],
+        first_frames: Sequence[np.ndarray] | None = None,
     ) -> list[np.ndarray | None]:
-        """Latents [C, F, h, w] -> uint8 [F, H, W, 3]; `lamp` corrections match the colours to frame 0."""
+        """Latents [C, F, h, w] -> uint8 [F, H, W, 3]; `lamp` corrections match the colours to frame 0,
+        `detail` ones keep the detail of `first_frames`, without which they do nothing.
+        """
         clips = [None if x is None else from_latents(self.vae, x.transpose(0, 1)) for x in latents]
-        if requests[0].options.corrections == "lamp":
-            clips = [None if clip is None else match_histogram(clip) for clip in clips]
+        corrections = requests[0].options.corrections
+        if corrections == "lamp":
+            return [None if clip is None else match_histogram(clip) for clip in clips]
+        if corrections == "detail" and first_frames is not None:
+            pairs = zip(clips, _fitted(requests, first_frames), strict=True)
+            return [None if clip is None else keep_detail(clip, first) for clip, first in pairs]
         return clips
 
     def _denoiser(self, requests: Sequence[ClipRequest], text_kv: Sequence[KeysValues]) -> Denoiser:
@@ -579,6 +587,12 @@ def _check_size(options: SamplingOptions, factor: int) -> None:
             'more, or for corrections "none"',
             "height",
         )
+
+
+def _fitted(requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [B, H, W, 3]: the first frames, cropped to the clip's aspect and resized."""
+    options = requests[0].options
+    return np.stack([crop_to_aspect(image, options.height, options.width) for image in first_frames])
 
 
 def _check_image(image: Any) -> None:

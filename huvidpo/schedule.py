@@ -26,6 +26,9 @@ Denoiser = Callable[[Tensor, Tensor, list[int]], Tensor]
 SETTLE_FRACTION = 0.6
 """LAMP pulls frame 1 towards frame 0 after steps with index > 30 of its 50: the last two fifths."""
 
+UNCHANGED = 8.0
+"""Grey levels, mean of the channels, by which a pixel that has not changed may differ from frame 0."""
+
 
 # What a scheduler's config says of the model: how it was trained, and where its steps lie. All else in it is
 # about how that scheduler samples, or another's default.
@@ -226,6 +229,17 @@ def match_histogram(frames: np.ndarray) -> np.ndarray:
             _, own_ranks, positions = _ranks(plane)
             plane[...] = np.interp(own_ranks, ranks, values).round()[positions].reshape(plane.shape)
     return matched
+
+
+def keep_detail(frames: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Decoded frames uint8 [F, H, W, 3] with what the VAE lost of their first frame, `first` [H, W, 3], put
+    back: all of it where a pixel is what it was in frame 0, less the further it is from that. Frame 0 is
+    `first` itself.
+    """
+    decoded = frames.astype(np.float32)
+    lost = first - decoded[0]
+    apart = np.abs(decoded - decoded[0]).mean(-1, keepdims=True)
+    return (decoded + np.exp(-np.square(apart / UNCHANGED)) * lost).round().clip(0, 255).astype(np.uint8)
 
 
 def _ranks(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,8 +7,9 @@
 
 Clips continue the true first frames of the held-out scenes of `tiny.dataset`. Rows that are always there: the
 truth, the truth through the VAE (no latent model does better), retrieval (the motion of the nearest of 64
-renders, pasted), the clip of most steps blurred (what a gain by fewer steps must not be), the first frame
-frozen, rocking, and the truth backwards. All are compared with the truth; the judge does not see it.
+renders, pasted), the family's own as decoded, without the first frame's detail, the clip of most steps
+blurred (what a gain by fewer steps must not be), the first frame frozen, rocking, and the truth backwards.
+All are compared with the truth; the judge does not see it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from huvidpo.config import ClipRequest
 from huvidpo.files import make_folder, write_text
 from huvidpo.loading import load_part
 from huvidpo.pipeline import VideoPipeline
+from huvidpo.schedule import keep_detail
 from preferences.metrics import bootstrap, win_rate
 from preferences.thumbnails import tile
 from tiny import dataset
@@ -66,9 +68,11 @@ def made(
     keep: Path,
     name: str = "shipped",
     folder: Path | None = None,
+    corrections: str | None = None,
 ) -> Clips:
     """The family's clips from the true first frames, batched by category as the service does; by the weights
-    in `folder`, if not those that ship. They are slow to make, so they stay in `keep`, by their `name`.
+    in `folder`, if not those that ship, and with other `corrections` than the model's own. They are slow to
+    make, so they stay in `keep`, by their `name`.
     """
     file = keep / f"{name}_{steps}.npy"
     if file.exists() and len(clips := np.load(file)) == len(scenes):
@@ -79,6 +83,11 @@ def made(
     for category in tqdm(CATEGORIES, file.stem):
         for part in batches([i for i, scene in enumerate(scenes) if scene.category == category]):
             requests = [with_steps(scenes[i], SEED + i, steps) for i in part]
+            if corrections:
+                requests = [
+                    dataclasses.replace(r, options=r.options.replace(corrections=corrections))
+                    for r in requests
+                ]
             found: Any = pipeline(requests, [truths[i][0] for i in part])
             clips[part] = found
     np.save(file, clips)
@@ -87,13 +96,15 @@ def made(
 
 @torch.no_grad()
 def through_vae(truths: Clips) -> Clips:
-    """What the VAE gives back of the truth: the ceiling of any model of its latents."""
+    """What the VAE gives back of the truth, with the first frame's detail kept: the ceiling of any model of
+    its latents.
+    """
     vae = load_part(AutoencoderKL, Component.at(FAMILY / "first_frame", "vae"), torch.float32).eval()
     clips = []
     for truth in truths:
         back = vae.decode(vae.encode(unit(truth)).latent_dist.mean).sample
         found = ((back.movedim(1, -1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-        clips.append(np.concatenate([truth[:1], found[1:]]))
+        clips.append(keep_detail(found, truth[0]))
     return clips
 
 
@@ -212,6 +223,7 @@ def main() -> None:
     rows: dict[str, Clips] = {"the truth": truths, "the truth through the VAE": through_vae(truths)}
     rows |= retrieved(scenes, truths)
     rows |= {shipped(steps): made(scenes, truths, steps, args.keep) for steps in numbers}
+    rows[f"{shipped(own)}, as decoded"] = made(scenes, truths, own, args.keep, "decoded", corrections="none")
     if args.stage1:
         rows[STAGE1] = made(scenes, truths, own, args.keep, "stage1", args.stage1)
     for steps in FEW if args.fast else ():
