@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from huvidpo import command, video
 from huvidpo.catalog import Catalog, Category, Model, Style, load_catalog
-from huvidpo.checkpoint import load_tensors, save_tensors, with_weights
+from huvidpo.checkpoint import save_tensors, with_weights
 from huvidpo.config import ClipRequest, SamplingOptions
 from huvidpo.files import hash_tensors, make_folder, make_way, whole_file, write_bytes
 from huvidpo.loading import check_lineage, load_video_unet
@@ -65,6 +65,7 @@ from training.losses import (
     noise_prediction,
     segment_errors,
 )
+from training.merge import read_stage1
 from training.monitors import Monitors, pair_metrics, verdict
 from training.motion import (
     add_run_options,
@@ -340,7 +341,7 @@ def set_up_clips(recipe: DPORecipe, given: Inputs, cache: Path, accelerator: Acc
     assert category is not None
     assert stage1 is not None
     base = load_video_unet(model.video_unet, torch.float32, model.attention_mode)
-    motion = load_tensors(stage1)
+    motion = read_stage1(base, stage1)
     origin = {"base": fingerprint(base), "stage1": hash_tensors(motion)}
     origin["attention_mode"] = base.config.attention_mode
     check_lineage(base, [stage1])

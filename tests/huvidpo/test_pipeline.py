@@ -19,7 +19,9 @@ from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import load_category, load_video_unet
 from huvidpo.pipeline import FirstFramePipeline, VideoPipeline, _check_size
+from huvidpo.schedule import keep_detail
 from huvidpo.unet import VideoUNet
+from huvidpo.video import crop_to_aspect
 
 PROMPTS = ["a white horse runs", "winter waterfall", "birds fly in the pink sky", "rain falls"]
 
@@ -150,6 +152,28 @@ def test_frame_0_stays_the_first_frames_latent(video: VideoPipeline) -> None:
     assert out is not None
     assert torch.equal(out[:, 0], encoded[0])
     assert not torch.allclose(out[:, 1], encoded[0])
+
+
+def test_detail_is_of_each_requests_own_first_frame(video: VideoPipeline) -> None:
+    """Of another size, cropped as it is encoded, and with a request of the batch dropped on the way."""
+    requests = [request(seed=seed, corrections="detail") for seed in range(3)]
+    images = [image(seed, (SIZE, SIZE + 16)) for seed in range(3)]
+    plain = video(
+        [dataclasses.replace(r, options=r.options.replace(corrections="none")) for r in requests], images
+    )
+    cropped = [crop_to_aspect(picture, SIZE, SIZE) for picture in images]
+
+    def drop_the_first(step: int, total: int, latents: Tensor) -> list[bool]:
+        return [len(latents) < 3] + [True] * (len(latents) - 1)
+
+    none, *made = video(requests, images, drop_the_first)
+    assert none is None
+    for clip, other, first in zip(made, plain[1:], cropped[1:], strict=True):
+        assert clip is not None
+        assert np.array_equal(clip[0], first)
+        assert_frames_close(clip, keep_detail(other, first))
+    again = video.again(requests, [np.stack([picture] * 4) for picture in cropped], 0.5)
+    assert all(np.array_equal(clip[0], first) for clip, first in zip(again, cropped, strict=True))
 
 
 @pytest.mark.parametrize("corrections", ["none", "lamp"])

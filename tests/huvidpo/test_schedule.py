@@ -20,11 +20,13 @@ from torch import Tensor
 from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 from huvidpo.schedule import (
     SETTLE_FRACTION,
+    UNCHANGED,
     adain,
     correct_end,
     correct_step,
     first_frame_schedule,
     guide,
+    keep_detail,
     make_scheduler,
     match_histogram,
     mix_noise,
@@ -318,6 +320,33 @@ def test_lamp_corrections_by_hand() -> None:
 
 def test_settling_starts_where_lamp_starts_it() -> None:
     assert [i for i in range(50) if i > SETTLE_FRACTION * 50] == list(range(31, 50))
+
+
+def test_detail_is_kept_where_nothing_moved_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.integers(40, 216, (16, 16, 3), dtype=np.uint8)
+    blurred = np.broadcast_to(first.mean((0, 1)).astype(np.uint8), first.shape)
+    frames = np.stack([blurred] * 3)
+    frames[1, :8] += 40  # the upper half moved
+    frames[2] += 2  # noise
+    kept = keep_detail(frames, first)
+    assert np.array_equal(kept[0], first)
+    assert np.array_equal(kept[1, 8:], first[8:])
+    assert np.array_equal(kept[1, :8], frames[1, :8])
+    lost, put_back = first.astype(float) - blurred, kept[2].astype(float) - frames[2]
+    np.testing.assert_allclose(put_back, np.exp(-((2 / UNCHANGED) ** 2)) * lost, atol=0.51)
+
+
+def test_a_clip_that_moves_is_not_stopped_by_its_first_frame() -> None:
+    """A square that wanders over another's place: what was lost of the first frame does not shine through."""
+    first = np.zeros((16, 16, 3), np.uint8)
+    first[4:8, 4:8], first[4:8:2, 4:8:2] = 200, 255  # with a pattern, which the VAE loses
+    frames = np.zeros((5, 16, 16, 3), np.uint8)
+    for t in range(5):
+        frames[t, 4:8, 4 + t : 8 + t] = 210
+    kept = keep_detail(frames, first)
+    assert np.array_equal(kept[4, :, :8], frames[4, :, :8]), "left behind"
+    assert np.array_equal(kept[4, :, 8:], frames[4, :, 8:]), "where it came to"
 
 
 def test_histogram_of_each_frame_becomes_that_of_frame_0() -> None:

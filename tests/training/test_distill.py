@@ -19,6 +19,7 @@ from huvidpo.lora import merge
 from huvidpo.schedule import DDIM
 from huvidpo.strength import at_strength
 from huvidpo.unet import VideoUNet
+from training import dpo
 from training import merge as merging
 from training.adapter import adapter_off
 from training.distill import (
@@ -321,3 +322,7 @@ def test_loras_are_not_taken_for_each_other(given, fast: Path, tmp_path: Path, c
     for message, options in wrong.items():
         assert merged(tmp_path, *options) == 2
         assert message in capsys.readouterr().err
+    command = ["--model", "tiny", "--category", "horse", "--clips", str(tmp_path), "--stage1", str(done)]
+    command += ["--set", "precision=fp32"]
+    assert dpo.main([*command, "--out", str(tmp_path / "lora.safetensors")]) == 2
+    assert "in it already" in capsys.readouterr().err
