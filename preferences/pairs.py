@@ -293,7 +293,8 @@ def make_pairs(
         names = {clip.clip for clip in groups[category]}
         own = {two: label for two, label in labels.items() if names.issuperset(two)}
         sets = _sets(groups[category], same_prompt, own)
-        chosen = _held_out_sets(groups[category], sets, holdout, rng)
+        paired = {sets[better.clip] for better, _ in _distinct(groups[category], sets, tie, own)}
+        chosen = _held_out_sets(groups[category], sets, paired, holdout, rng)
         held_clips |= chosen
         for inside, pairs in ((False, train), (True, held)):
             clips = [clip for clip in groups[category] if (clip.clip in chosen) == inside]
@@ -333,16 +334,27 @@ def _held_out(clips: list[RankedClip], holdout: float, rng: np.random.Generator)
 
 
 def _held_out_sets(
-    clips: list[RankedClip], sets: Mapping[str, str], holdout: float, rng: np.random.Generator
+    clips: list[RankedClip],
+    sets: Mapping[str, str],
+    paired: set[str],
+    holdout: float,
+    rng: np.random.Generator,
 ) -> set[str]:
-    """All clips of as many sets, drawn at random, as hold `holdout` of the clips: pairs are of one set."""
-    names = sorted(set(sets.values()))
-    if holdout == 0 or len(names) == 1:  # any two clips make a pair
+    """All clips of as many of the `paired` sets, drawn at random, as hold `holdout` of the clips in these:
+    pairs are of one set, and one whose clips are tied has none to hold out.
+    """
+    if holdout == 0 or len(set(sets.values())) == 1:  # any two clips make a pair
         return _held_out(clips, holdout, rng)
+    if len(paired) == 1:
+        raise PreferencesError(
+            f"category {clips[0].category!r}: of all prompts but one the clips are tied, which leaves "
+            "none to hold out: rate more clips, or set the hold-out to 0"
+        )
+    count = sum(sets[clip.clip] in paired for clip in clips)
     chosen: set[str] = set()
-    for name in rng.permutation(names)[: len(names) - 1]:
+    for name in rng.permutation(sorted(paired))[:-1]:
         chosen |= {clip.clip for clip in clips if sets[clip.clip] == name}
-        if len(chosen) >= max(2, round(holdout * len(clips))):
+        if len(chosen) >= max(2, round(holdout * count)):
             break
     return chosen
 

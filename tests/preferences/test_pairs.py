@@ -253,6 +253,21 @@ def test_with_same_prompt_whole_prompts_are_held_out():
         assert not held & {prompts[name] for name in pairs.train_clips}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_prompts_whose_clips_are_tied_are_not_held_out(seed: int) -> None:
+    """Nothing could be measured on them. Of 8 prompts here 3 have a pair."""
+    order = [
+        dataclasses.replace(clip, prompt=f"prompt {i // 2}", strength=float(i % 2 if i < 6 else 0))
+        for i, clip in enumerate(ranked(range(16)))
+    ]
+    pairs = make_pairs(order, tie=0.5, holdout=0.25, seed=seed, same_prompt=True)
+    assert (len(pairs.held_out), len(pairs.train)) == (1, 2)
+    assert len(pairs.held_out_clips) == 2
+    with pytest.raises(PreferencesError, match="of all prompts but one the clips are tied"):
+        make_pairs(order[4:], tie=0.5, holdout=0.25, seed=seed, same_prompt=True)
+    assert len(make_pairs(order[4:], tie=0.5, holdout=0, seed=seed, same_prompt=True).train) == 1
+
+
 def test_with_same_prompt_and_one_prompt_clips_are_held_out():
     order = [dataclasses.replace(clip, prompt="a horse runs") for clip in ranked(range(8))]
     assert make_pairs(order, same_prompt=True) == make_pairs(order)
