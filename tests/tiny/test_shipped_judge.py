@@ -1,7 +1,6 @@
 """The judge that ships: what it prefers, and what its committed results say."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from tiny.judge.tricks import TRICKS, fake, still
 from tiny.judge.worlds import FIRST
 from tiny.world import Scene, render
 
-ROOT = Path(__file__).parents[2]
 
 CLEAR = {  # strengths that anyone sees: no margin near a rounding
     "frozen": 0, "a still rocking": 1.2, "a still panning": 0.5, "a still zooming": 1, "a still pulsing": 10,
@@ -75,8 +73,7 @@ def test_an_optimiser_wins_by_no_tricks_and_its_gradients_are_caught_by_the_trut
 
 def test_the_default_steps_are_no_worse_than_twenty():
     """The committed result of `python -m tiny.judge.table --steps 20`: by truth, judge, motion, labels."""
-    file = ROOT / "benchmarks/results/judge_table_tiny_2026-11-26.json"
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
     options = load_catalog().model("tiny").defaults
     few, many = (found["rows"][shipped(steps)] for steps in (options.steps, 20))
     assert found["scenes"] >= 128
