@@ -15,7 +15,6 @@ from tiny.judge.tricks import TRICKS, fake, still
 from tiny.judge.worlds import FIRST
 from tiny.world import Scene, render
 
-
 CLEAR = {  # strengths that anyone sees: no margin near a rounding
     "frozen": 0, "a still rocking": 1.2, "a still panning": 0.5, "a still zooming": 1, "a still pulsing": 10,
     "halting": 12, "reversing": 15, "repeating": 4, "shuffling": 15, "jitter": 1, "rocking": 3, "zooming": 1,
