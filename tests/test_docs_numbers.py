@@ -53,7 +53,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {  # document -> heading ("": a
         "": ("models/tiny/judge/*", "*gate_tiny_*"),
         "Other views": ("models/tiny/judge/views.json", "*views_tiny_*"),
         "Other words": ("*wordings_tiny_*", "tiny/wording.py"),
-        "Fewer steps": ("*judge_table_tiny_*", "*few_steps_tiny_*"),
+        "Fewer steps": ("models/tiny/judge/table.json", "*few_steps_tiny_*"),
     },
     "docs/full-size.md": {"": ("*full_width_*", "*gpu_check_*", "huvidpo/data/models.toml")},
     "docs/capacity.md": {"": ("*capacity_*", "*gpu_check_*")},
