@@ -277,8 +277,9 @@ def make_pairs(
     weighs 1, and clips that were compared are held out together.
 
     `tie`: log-odds, 0 or more. `holdout`: share of each category's clips, 0..0.5, that are in held-out pairs
-    alone; at least two, spread over the order, or with `same_prompt` and several prompts all clips of some.
-    Raises PreferencesError when a category has too few clips for that, and when nothing is left to train on.
+    alone; at least two, spread over the order, or with `same_prompt` and several prompts all clips of some
+    whose clips are not tied. Raises PreferencesError when a category has too few clips or pairs for that, and
+    when nothing is left to train on.
     """
     if not tie >= 0 or not 0 <= holdout <= 0.5:
         raise PreferencesError(f"got tie {tie} and holdout {holdout}, expected tie >= 0 and holdout 0..0.5")
