@@ -368,10 +368,11 @@ class VideoPipeline:
         all are dropped.
         """
         self.check_inputs(requests, first_frames)
+        images = _fitted(requests, first_frames)
         text_kv = self.encode_prompt(requests)
-        first = self.encode_first_frame(requests, first_frames)
+        first = self.encode_first_frame(requests, images)
         latents = self.prepare_latents(requests, first)
-        return self.decode(requests, self.denoise(requests, latents, text_kv, on_step), first_frames)
+        return self.decode(requests, self.denoise(requests, latents, text_kv, on_step), images)
 
     @torch.no_grad()
     def again(
@@ -395,7 +396,8 @@ class VideoPipeline:
         noise = self.prepare_latents(requests, clean[:, :, 0])
         latents = noise_to_start(scheduler, clean, noise)
         text_kv = self.encode_prompt(requests)
-        return self.decode(requests, self.denoise(requests, latents, text_kv, share=share), first_frames)
+        images = _fitted(requests, first_frames)
+        return self.decode(requests, self.denoise(requests, latents, text_kv, share=share), images)
 
     def check_inputs(self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> None:
         """Raises InvalidRequest for an unknown category or style, text beyond the text encoder's context and
@@ -449,7 +451,7 @@ class VideoPipeline:
         self, requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]
     ) -> Tensor:
         """Latents [B, C, h, w] of the images, cropped to the clip's aspect and resized; never squashed."""
-        return to_latents(self.vae, _fitted(requests, first_frames))
+        return to_latents(self.vae, np.stack(_fitted(requests, first_frames)))
 
     def prepare_latents(self, requests: Sequence[ClipRequest], first: Tensor) -> Tensor:
         """Frame 0 from `first` [B, C, h, w] and mixed noise for the others: [B, C, F, h, w] float32."""
@@ -495,14 +497,15 @@ class VideoPipeline:
         first_frames: Sequence[np.ndarray] | None = None,
     ) -> list[np.ndarray | None]:
         """Latents [C, F, h, w] -> uint8 [F, H, W, 3]; `lamp` corrections match the colours to frame 0,
-        `detail` ones keep the detail of `first_frames`, without which they do nothing.
+        `detail` ones keep the detail of `first_frames`, which are of the clip's size; without them they do
+        nothing.
         """
         clips = [None if x is None else from_latents(self.vae, x.transpose(0, 1)) for x in latents]
         corrections = requests[0].options.corrections
         if corrections == "lamp":
             return [None if clip is None else match_histogram(clip) for clip in clips]
         if corrections == "detail" and first_frames is not None:
-            pairs = zip(clips, _fitted(requests, first_frames), strict=True)
+            pairs = zip(clips, first_frames, strict=True)
             return [None if clip is None else keep_detail(clip, first) for clip, first in pairs]
         return clips
 
@@ -589,10 +592,10 @@ def _check_size(options: SamplingOptions, factor: int) -> None:
         )
 
 
-def _fitted(requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 [B, H, W, 3]: the first frames, cropped to the clip's aspect and resized."""
+def _fitted(requests: Sequence[ClipRequest], first_frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The first frames, cropped to the clip's aspect and resized to uint8 [H, W, 3]."""
     options = requests[0].options
-    return np.stack([crop_to_aspect(image, options.height, options.width) for image in first_frames])
+    return [crop_to_aspect(image, options.height, options.width) for image in first_frames]
 
 
 def _check_image(image: Any) -> None:

@@ -1,4 +1,4 @@
-"""Samplers of the video model: noise, denoising steps that leave frame 0 alone, and LAMP's frame corrections.
+"""Samplers of the video model: noise, denoising steps that leave frame 0 alone, and corrections of frames.
 
 Everything is a plain function of tensors. Shapes: B batch, C channels, F frames, H W latent height and width.
 Latents are float32 [B, C, F, H, W]; frame 0 is the clean latent of the first frame throughout.

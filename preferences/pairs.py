@@ -294,12 +294,12 @@ def make_pairs(
         names = {clip.clip for clip in groups[category]}
         own = {two: label for two, label in labels.items() if names.issuperset(two)}
         sets = _sets(groups[category], same_prompt, own)
-        paired = {sets[better.clip] for better, _ in _distinct(groups[category], sets, tie, own)}
+        pairs = list(_distinct(groups[category], sets, tie, own))
+        paired = {sets[better.clip] for better, _ in pairs}
         chosen = _held_out_sets(groups[category], sets, paired, holdout, rng)
         held_clips |= chosen
-        for inside, pairs in ((False, train), (True, held)):
-            clips = [clip for clip in groups[category] if (clip.clip in chosen) == inside]
-            pairs += _distinct(clips, sets, tie, own)
+        train += [pair for pair in pairs if not any(clip.clip in chosen for clip in pair)]
+        held += [pair for pair in pairs if all(clip.clip in chosen for clip in pair)]
     if not train:
         raise PreferencesError(
             f"{len(ranked)} judged clips make no pair to train on: rate more clips, lower the tie threshold "
@@ -348,8 +348,8 @@ def _held_out_sets(
         return _held_out(clips, holdout, rng)
     if len(paired) == 1:
         raise PreferencesError(
-            f"category {clips[0].category!r}: of all prompts but one the clips are tied, which leaves "
-            "none to hold out: rate more clips, or set the hold-out to 0"
+            f"category {clips[0].category!r}: of all prompts but one the clips are tied or were not "
+            "compared, which leaves none to hold out: rate more clips, or set the hold-out to 0"
         )
     count = sum(sets[clip.clip] in paired for clip in clips)
     chosen: set[str] = set()

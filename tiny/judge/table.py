@@ -30,6 +30,7 @@ from tqdm import tqdm
 from huvidpo.catalog import Component, load_catalog
 from huvidpo.config import ClipRequest
 from huvidpo.files import make_folder, write_text
+from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import load_part
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.schedule import keep_detail
@@ -55,10 +56,11 @@ STAGE1 = "stage 1, before preferences"
 FEW = (1, 2, 4)  # steps of what was distilled
 
 
-def with_steps(scene: Scene, seed: int, steps: int) -> ClipRequest:
-    """The scene's request, with `steps` of both stages."""
+def with_steps(scene: Scene, seed: int, steps: int, **others: Any) -> ClipRequest:
+    """The scene's request, with `steps` of both stages and `others` of its options."""
     request = request_for(scene, seed)
-    return dataclasses.replace(request, options=request.options.replace(steps=steps, first_frame_steps=steps))
+    options = request.options.replace(steps=steps, first_frame_steps=steps, **others)
+    return dataclasses.replace(request, options=options)
 
 
 def made(
@@ -68,11 +70,11 @@ def made(
     keep: Path,
     name: str = "shipped",
     folder: Path | None = None,
-    corrections: str | None = None,
+    **others: Any,
 ) -> Clips:
     """The family's clips from the true first frames, batched by category as the service does; by the weights
-    in `folder`, if not those that ship, and with other `corrections` than the model's own. They are slow to
-    make, so they stay in `keep`, by their `name`.
+    in `folder`, if not those that ship, and with `others` in place of the model's own options. They are slow
+    to make, so they stay in `keep`, by their `name`.
     """
     file = keep / f"{name}_{steps}.npy"
     if file.exists() and len(clips := np.load(file)) == len(scenes):
@@ -82,12 +84,7 @@ def made(
     clips = np.stack(truths)
     for category in tqdm(CATEGORIES, file.stem):
         for part in batches([i for i, scene in enumerate(scenes) if scene.category == category]):
-            requests = [with_steps(scenes[i], SEED + i, steps) for i in part]
-            if corrections:
-                requests = [
-                    dataclasses.replace(r, options=r.options.replace(corrections=corrections))
-                    for r in requests
-                ]
+            requests = [with_steps(scenes[i], SEED + i, steps, **others) for i in part]
             found: Any = pipeline(requests, [truths[i][0] for i in part])
             clips[part] = found
     np.save(file, clips)
@@ -100,12 +97,7 @@ def through_vae(truths: Clips) -> Clips:
     its latents.
     """
     vae = load_part(AutoencoderKL, Component.at(FAMILY / "first_frame", "vae"), torch.float32).eval()
-    clips = []
-    for truth in truths:
-        back = vae.decode(vae.encode(unit(truth)).latent_dist.mean).sample
-        found = ((back.movedim(1, -1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-        clips.append(keep_detail(found, truth[0]))
-    return clips
+    return [keep_detail(from_latents(vae, to_latents(vae, truth)), truth[0]) for truth in truths]
 
 
 def pasted(truth: np.ndarray, neighbour: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from huvidpo.catalog import Component
 from huvidpo.files import write_text
+from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import load_part
 from huvidpo.pipeline import VideoPipeline
 from preferences.metrics import frame_difference, psnr
@@ -32,7 +33,7 @@ from tiny import dataset, views, world
 from tiny.common import FAMILY
 from tiny.evaluate import SEED, batches, request_for
 from tiny.judge.fidelity import fidelity
-from tiny.judge.score import FOLDER, unit
+from tiny.judge.score import FOLDER
 from tiny.judge.tricks import TRICKS, fake
 from tiny.second import world as second
 from training.lineage import commit
@@ -110,8 +111,7 @@ def still(pipeline: VideoPipeline, scenes: Sequence[world.Scene]) -> dict[str, f
     pictures = [second.render(scene, 1, world.SIZE)[0] for scene in chosen]
     clips = made(pipeline, scenes, pictures, world.FRAMES)
     vae = load_part(AutoencoderKL, Component.at(FAMILY / "first_frame", "vae"), torch.float32).eval()
-    back = vae.decode(vae.encode(unit(np.stack(pictures))).latent_dist.mean).sample
-    decoded = ((back.movedim(1, -1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    decoded = from_latents(vae, to_latents(vae, np.stack(pictures)))
     near = [psnr(clip[8], picture) for clip, picture in zip(clips, pictures, strict=True)]
     return {
         "psnr_of_frame_8": round(float(np.mean(near)), 3),
