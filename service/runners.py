@@ -200,15 +200,13 @@ class VideoModel:
     def cold(self, item: VideoItem) -> bool:
         if item.clip.preference_strength != 1 and item.scaled is None:
             return True
-        run, sizes = self._engine(item)
-        return isinstance(run, Warmable) and run.cold(sizes)
+        return any(run.cold(sizes) for run, sizes, _ in self._engines(item))
 
     def warm(self, item: VideoItem) -> None:
         if item.clip.preference_strength != 1 and item.scaled is None:
             item.scaled = self._scaled(item.clip)
-        run, sizes = self._engine(item)
-        if isinstance(run, Warmable):
-            run.warm(sizes, 2 if item.clip.options.guidance > 1 else 1)
+        for run, sizes, lines in self._engines(item):
+            run.warm(sizes, lines)
 
     def _scaled(self, clip: ClipRequest) -> "Scaled":
         """Its category at its strength. Raises InvalidRequest, QueueFull, Unavailable."""
@@ -248,13 +246,18 @@ class VideoModel:
             )
         self._made.append(now)
 
-    def _engine(self, item: VideoItem) -> tuple[Any, tuple[int, ...]]:
-        """What runs its network, and the sizes of a line of its first input."""
-        clip, o = item.clip, item.clip.options
+    def _engines(self, item: VideoItem) -> list[tuple[Warmable, tuple[int, ...], int]]:
+        """Those that compile for sizes, with the sizes of a line of their first input and how many lines."""
+        clip, o, vae = item.clip, item.clip.options, self.pipeline.vae
         unet = item.scaled.network if item.scaled else self.pipeline.unets[clip.category]
-        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
-        sizes = (unet.config.in_channels, o.frames, o.height // factor, o.width // factor)
-        return getattr(unet, "run", None), sizes
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        size = o.height // factor, o.width // factor
+        networks: list[tuple[Any, tuple[int, ...], int]] = [
+            (unet, (unet.config.in_channels, o.frames, *size), 2 if o.guidance > 1 else 1),
+            (vae, (vae.config.latent_channels, *size), o.frames),
+        ]
+        runs = [(getattr(network, "run", None), sizes, lines) for network, sizes, lines in networks]
+        return [(run, sizes, lines) for run, sizes, lines in runs if isinstance(run, Warmable)]
 
     def can_share(self, a: VideoItem, b: VideoItem) -> bool:
         return self.pipeline.can_share_batch(a.clip, b.clip)

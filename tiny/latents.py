@@ -4,8 +4,8 @@
 
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
-`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1: 16 clips each, as
-they were filmed and in three other views.
+`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1: 256 clips each, as
+they were filmed and in one other view.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tiny.common import DATA, FAMILY, RUNS, to_unit
 from tiny.dataset import CLIPS, load_split
 from tiny.world import CATEGORIES, FRAMES, Scene, caption, render
 
-OTHER_VIEWS = 3
+OTHER_VIEWS = 1
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: Autoe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base-clips", type=int, default=3072, help="clips of all categories for the base")
-    parser.add_argument("--motion-clips", type=int, default=16, help="clips of each category for stage 1")
+    parser.add_argument("--motion-clips", type=int, default=256, help="clips of each category for stage 1")
     parser.add_argument("--only", choices=("stills", "base", "motion"))
     args = parser.parse_args()
     vae = prepare_to_train(

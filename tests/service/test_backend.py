@@ -98,11 +98,11 @@ def test_bfloat16_where_the_cpu_computes_in_it(settings, cpu, dtype, monkeypatch
 def test_unusual_lengths_are_one_compilation_beside_the_others():
     """As long as the clips are of a length that was met, no call compiles; other lengths share a network."""
     model = runners.load_video(Settings(backend="openvino", dtype="float32", device="cpu"))
-    engine = model.pipeline.unets["waterfall"]
+    runs = [model.pipeline.unets["waterfall"].run, model.pipeline.vae.run]
     defaults = load_catalog().model(DEFAULT_MODEL).defaults
 
-    def item(frames, category="waterfall"):
-        options = defaults.replace(frames=frames, steps=1)
+    def item(frames, category="waterfall", **size):
+        options = defaults.replace(frames=frames, steps=1, **size)
         frame = np.zeros((8, 8, 3), np.uint8)
         return runners.VideoItem(ClipRequest("a horse", category, 1, options=options), frame)
 
@@ -110,12 +110,14 @@ def test_unusual_lengths_are_one_compilation_beside_the_others():
     assert not model.cold(item(defaults.frames))  # the first category: compared with torch at the start
     assert model.cold(item(5))
     model.warm(item(5))
-    compiled = dict(engine.run.networks)
-    for frames in (5, 6, 7, 9, defaults.frames):
-        assert not model.cold(item(frames))
-        (clip,) = model.run([item(frames)], lambda *step: None)
-        assert clip.shape[0] == frames
-    assert engine.run.networks == compiled
+    assert model.cold(item(5, height=96))  # the decoder has not met such pictures
+    model.warm(item(5, height=96))
+    compiled = [dict(run.networks) for run in runs]
+    for asked in (*map(item, (5, 6, 7, 9, defaults.frames)), item(6, height=96), item(5, width=48)):
+        assert not model.cold(asked)
+        (clip,) = model.run([asked], lambda *step: None)
+        assert clip.shape[:2] == (asked.clip.options.frames, asked.clip.options.height)
+    assert [run.networks for run in runs] == compiled
 
 
 @pytest.mark.parametrize(

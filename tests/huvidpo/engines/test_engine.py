@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from family import SIZE
+from family import LATENT_CHANNELS, SIZE
 from onnx import TensorProto, helper
 from torch import Tensor
 
@@ -24,7 +24,15 @@ from huvidpo.catalog import DEFAULT_MODEL, load_catalog
 from huvidpo.config import PRECISIONS, ClipRequest
 from huvidpo.engines import openvino as cpu_engines
 from huvidpo.engines import select
-from huvidpo.engines.base import LIMITS, Engine, EngineSpec, FirstFrameEngine, VideoEngine, check_inputs
+from huvidpo.engines.base import (
+    LIMITS,
+    DecoderEngine,
+    Engine,
+    EngineSpec,
+    FirstFrameEngine,
+    VideoEngine,
+    check_inputs,
+)
 from huvidpo.engines.manifest import Manifest, Port, size_of, write_manifest
 from huvidpo.engines.networks import ROWS, Row, rows_of, spec_inputs
 from huvidpo.engines.onnxruntime import onnxruntime
@@ -112,6 +120,18 @@ def test_dropped_requests_leave_the_batch(video: VideoPipeline) -> None:
     (alone,) = video(requests[1:], images[1:])
     assert alone is not None
     assert np.abs(second.astype(int) - alone).max() <= 1
+
+
+def test_decoded_frames_are_those_of_torch(video: VideoPipeline, eager: VideoPipeline) -> None:
+    assert isinstance(video.vae, DecoderEngine)
+    for frames, height in ((4, SIZE), (3, 2 * SIZE)):  # a frame over the two beside each other; another size
+        asked = [request(1, frames=frames, height=height)]
+        z = [torch.randn(LATENT_CHANNELS, frames, height // 4, SIZE // 4)]
+        (ours,), (torchs,) = (one.decode(asked, z) for one in (video, eager))
+        assert ours is not None
+        assert torchs is not None
+        assert ours.shape == (frames, height, SIZE, 3)
+        assert np.abs(ours.astype(int) - torchs).max() <= 1
 
 
 def test_first_frame_is_that_of_torch(cache: Path) -> None:
