@@ -20,12 +20,14 @@ from tiny.world import CATEGORIES
 
 FAST = RUNS / "fast"
 STEPS = ("1", "2", "4", "6", "8", "12", "20")
+MANY_CLIPS = ("--steps", "240", "--set", "lr=1e-3", "--set", "timestep_shift=4")
+"""What of `tiny_motion`, which is for a user's 8 to 16 clips, is another for the family's 256 of a category."""
 MODULE = [sys.executable, "-m"]
 
 
 def commands() -> dict[str, list[list[str]]]:
     """The command lines of every step, in order."""
-    motion = [*MODULE, "training.motion", "--model", "tiny", "--resume"]
+    motion = [*MODULE, "training.motion", "--model", "tiny", "--resume", *MANY_CLIPS]
 
     def weights(category: str) -> str:
         return f"{FAMILY}/categories/{category}.safetensors"

@@ -140,14 +140,21 @@ class MotionTask:
 
     def _noise(self, rows: np.ndarray, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.inverted is None:
-            total = self.scheduler.config.num_train_timesteps
-            timesteps = torch.randint(total, (len(rows),), generator=generator)
+            timesteps = self._timesteps(len(rows), generator)
             noise = torch.randn(latents.shape, generator=generator)
         else:
             chosen = torch.randint(len(self.inverted.timesteps), (len(rows),), generator=generator)
             timesteps = self.inverted.timesteps[chosen]
             noise = torch.from_numpy(self.inverted.noise[rows, chosen.numpy()].astype(np.float32))
         return timesteps.to(self.device), noise.to(self.device)
+
+    def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """int64 [count]: uniform, or by `timestep_shift` more of the noisy ones."""
+        total, shift = self.scheduler.config.num_train_timesteps, self.recipe.timestep_shift
+        if shift == 1:
+            return torch.randint(total, (count,), generator=generator)
+        uniform = torch.rand(count, generator=generator)
+        return (total * shift * uniform / (1 + (shift - 1) * uniform)).long().clamp(max=total - 1)
 
     def _loss(
         self, model: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor

@@ -108,12 +108,20 @@ class MotionRecipe(ClipRecipe):
     """Random noise, or the noise DDIM inversion finds in the clip (`training.inversion`)."""
     inversion_steps: Count = 50
     """Noise levels of `ddim_inversion`: network calls per clip, made once."""
+    timestep_shift: Positive = 1.0
+    """s: timesteps are drawn at s u / (1 + (s - 1) u) of the schedule, u uniform (arXiv 2403.03206, Eq. 23).
+    1 is uniform, as LAMP draws them; above 1 more of a run sees strong noise, which decides what moves where.
+    """
     flip: bool = True
     """Also train on every clip mirrored left to right."""
     text_drop: ShareBelow = 0.0
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     holdout: Whole = 0
     """Clips kept out of training and evaluated instead; 0 evaluates on the first training clips."""
+
+    def __post_init__(self) -> None:
+        plain = self.noising == "forward" or self.timestep_shift == 1
+        _require(plain, self, "timestep_shift", "1 with ddim_inversion, which has levels of its own")
 
 
 @raises(RecipeError)

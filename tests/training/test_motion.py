@@ -96,6 +96,17 @@ def test_command_trains_a_category(tiny_family, clips, tmp_path, capsys):
     assert read_metadata(out)["steps"] == "3"
 
 
+@pytest.mark.parametrize(("shift", "above"), [(1.0, 0.25), (4.0, 4 / 7), (0.25, 1 / 13)])
+def test_shifted_timesteps_see_more_noise_or_less(make_task, recipe, shift, above):
+    """Of u, the share that lands in the noisiest quarter: u > .75 / (s - .75 (s - 1))."""
+    _, task = make_task(dataclasses.replace(recipe, timestep_shift=shift))
+    drawn = task._timesteps(20_000, torch.Generator().manual_seed(0))
+    assert drawn.min() >= 0
+    assert drawn.max() < 1000
+    assert float((drawn >= 750).float().mean()) == pytest.approx(above, abs=0.015)  # four deviations
+    assert drawn.unique().numel() > 700
+
+
 def test_command_pre_trains_a_base_from_a_store(tiny_family, tmp_path):
     store = tmp_path / "store"
     store.mkdir()

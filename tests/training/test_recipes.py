@@ -98,6 +98,7 @@ def test_only_finite_numbers_are_numbers(value):
         ("ema=2", "above 0 and below 1, or none"),
         ("cooldown=3", "0 to 1"),
         ("trainable=", "a list of text with 1 or more"),
+        ("timestep_shift=0", "above 0"),
     ],
 )
 def test_override_refuses_what_cannot_run(assignment, message):
