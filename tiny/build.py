@@ -20,8 +20,8 @@ from tiny.world import CATEGORIES
 
 FAST = RUNS / "fast"
 STEPS = ("1", "2", "4", "6", "8", "12", "20")
-MANY_CLIPS = ("--steps", "240", "--set", "lr=1e-3", "--set", "timestep_shift=4")
-"""What of `tiny_motion`, which is for a user's 8 to 16 clips, is another for the family's 256 of a category."""
+MANY_CLIPS = ("--steps", "320", "--set", "lr=1e-3", "--set", "timestep_shift=4")
+"""How stage 1 of the family's 256 clips a category differs from `tiny_motion`, which is for 8 to 16."""
 MODULE = [sys.executable, "-m"]
 
 
