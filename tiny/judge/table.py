@@ -80,7 +80,9 @@ def made(
     if file.exists() and len(clips := np.load(file)) == len(scenes):
         return list(clips)
     weights = {c: folder / f"{c}.safetensors" for c in CATEGORIES} if folder else None
-    pipeline = VideoPipeline.from_catalog("tiny", categories=list(CATEGORIES), weights=weights)
+    pipeline = VideoPipeline.from_catalog(
+        "tiny", categories=list(CATEGORIES), weights=weights, backend="auto"
+    )
     clips = np.stack(truths)
     for category in tqdm(CATEGORIES, file.stem):
         for part in batches([i for i, scene in enumerate(scenes) if scene.category == category]):

@@ -128,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     scenes = dataset.scenes("held_out", args.scenes)
-    pipeline = VideoPipeline.from_catalog("tiny", categories=list(world.CATEGORIES))
+    pipeline = VideoPipeline.from_catalog("tiny", categories=list(world.CATEGORIES), backend="auto")
     found = {
         "command": f"python -m tiny.judge.views --scenes {args.scenes}",
         "commit": commit(),
