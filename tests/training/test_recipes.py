@@ -106,6 +106,11 @@ def test_override_refuses_what_cannot_run(assignment, message):
         override(tiny_base(), [assignment])
 
 
+def test_inverted_noise_has_levels_of_its_own():
+    with pytest.raises(RecipeError, match=r"timestep_shift is 4\.0; allowed: 1 with ddim_inversion"):
+        override(tiny_motion(), ["noising=ddim_inversion", "timestep_shift=4"])
+
+
 @pytest.mark.parametrize("recipe", [*MOTION_RECIPES.values(), *DPO_RECIPES.values()])
 def test_a_recipes_file_makes_it_again(tmp_path, recipe):
     file = tmp_path / "recipe.toml"
