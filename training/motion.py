@@ -151,7 +151,7 @@ class MotionTask:
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """int64 [count]: uniform, or by `timestep_shift` more of the noisy ones."""
         total, shift = self.scheduler.config.num_train_timesteps, self.recipe.timestep_shift
-        if shift == 1:
+        if shift == 1:  # drawn as ever, so that older runs can be made again
             return torch.randint(total, (count,), generator=generator)
         uniform = torch.rand(count, generator=generator)
         return (total * shift * uniform / (1 + (shift - 1) * uniform)).long().clamp(max=total - 1)

@@ -71,16 +71,14 @@ def test_an_optimiser_wins_by_no_tricks_and_its_gradients_are_caught_by_the_trut
 
 
 def test_the_default_steps_are_no_worse_than_twenty():
-    """The committed result of `python -m tiny.judge.table --steps 20`: by truth, judge, labels and, but for a
-    tenth, motion; as few steps shall cost no more.
-    """
+    """The committed result of `python -m tiny.judge.table --steps 20`: by truth, judge, motion, labels."""
     found = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
     options = load_catalog().model("tiny").defaults
     few, many = (found["rows"][shipped(steps)] for steps in (options.steps, 20))
     assert found["scenes"] >= 128
     for name in ("psnr", "psnr_moving", "ssim_moving", "judge"):
         assert few[name] >= many[name], name
-    assert few["motion"] >= 0.9 * many["motion"]
+    assert few["motion"] >= 0.95 * many["motion"]
     assert (
         found["rows"][f"{shipped(20)}, blurred by 0.4 px"]["judge"] < many["judge"]
     )  # so it is no blur that wins
