@@ -5,7 +5,7 @@
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
 `training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1: 256 clips each, as
-they were filmed and in one other view.
+they were filmed and in two other views. What is there already is kept if its captions are the same.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from tiny import dataset, views
 from tiny.common import DATA, FAMILY, RUNS, to_unit
 from tiny.dataset import CLIPS, load_split
 from tiny.world import CATEGORIES, FRAMES, Scene, caption, render
-
-OTHER_VIEWS = 1
 
 
 @torch.no_grad()
@@ -56,9 +54,12 @@ def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: Autoe
     """A latent store as `training.data` reads it. Some captions lose words, as the prompts of people do."""
     make_folder(folder)
     rng = np.random.default_rng(0)
-    captions = [caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes]
-    write_text(folder / "captions.json", json.dumps(captions))
-    encode_to(folder / "latents.npy", clips, vae)
+    captions = json.dumps([caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes])
+    names, latents = folder / "captions.json", folder / "latents.npy"
+    if names.exists() and names.read_text(encoding="utf-8") != captions:
+        latents.unlink(missing_ok=True)  # of other clips
+    write_text(names, captions)
+    encode_to(latents, clips, vae)
 
 
 def main() -> None:
@@ -80,18 +81,21 @@ def main() -> None:
         rest = dataset.scenes("clips", CLIPS)[args.base_clips :]  # clips that `tiny.video` has not seen
         for category in CATEGORIES:
             chosen = [scene for scene in rest if scene.category == category][: args.motion_clips]
-            seen = [view for scene in chosen for view in views_of(scene)]
-            named = [scene for scene in chosen for _ in range(1 + OTHER_VIEWS)]
-            write_store(RUNS / "motion" / category, np.stack(seen), named, vae)
+            seen = np.stack([views_of(scene) for scene in chosen])
+            named = [scene for scene in chosen for _ in range(seen.shape[1])]
+            write_store(RUNS / "motion" / category, seen.reshape(-1, *seen.shape[2:]), named, vae)
 
 
-def views_of(scene: Scene) -> list[np.ndarray]:
-    """A clip [16, 64, 64, 3] as it was filmed and, so that its motion is not learned as one place's, mirrored
-    or moved, from other moments on.
+def views_of(scene: Scene) -> np.ndarray:
+    """A clip as it was filmed and, so that its motion is not learned as one place's or one moment's, mirrored
+    or from another moment on, and mirrored or moved from any moment on: uint8 [3, 16, 64, 64, 3].
     """
-    clip, rng = render(scene, views.SHORT), np.random.default_rng((scene.seed, 5))
-    starts = rng.integers(views.SHORT - FRAMES + 1, size=OTHER_VIEWS)
-    return [clip[:FRAMES]] + [views.seen_anyhow(clip, rng)[s : s + FRAMES] for s in starts]
+    clip, rng = render(scene, views.SHORT), np.random.default_rng((scene.seed, 6))
+    starts = views.SHORT - FRAMES + 1
+    turned = clip[:, :, ::-1] if rng.random() < 0.5 else clip
+    later = int(rng.integers(1, starts)) if rng.random() < 0.5 else 0
+    anyhow, anywhen = views.seen_anyhow(clip, rng), int(rng.integers(starts))
+    return np.stack([clip[:FRAMES], turned[later:][:FRAMES], anyhow[anywhen:][:FRAMES]])
 
 
 if __name__ == "__main__":
