@@ -43,6 +43,7 @@ def build() -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=64,
         scaling_factor=1.0,
+        force_upcast=False,  # trained in bfloat16
     )
 
 

@@ -19,7 +19,7 @@ from tiny.common import DATA, FAMILY, RUNS, STAGE1
 from tiny.world import CATEGORIES
 
 FAST = RUNS / "fast"
-STEPS = ("1", "2", "4", "8", "12", "20")
+STEPS = ("1", "2", "3", "4", "8", "20")
 MANY_CLIPS = ("--steps", "480", "--set", "lr=1e-3", "--set", "timestep_shift=4")
 """How stage 1 of the family's 256 clips a category differs from `tiny_motion`, which is for 8 to 16."""
 MODULE = [sys.executable, "-m"]
