@@ -56,9 +56,9 @@ def write_store(folder: Path, clips: np.ndarray, scenes: list[Scene], vae: Autoe
     rng = np.random.default_rng(0)
     captions = json.dumps([caption(scene, rng, drop=float(rng.choice([0.0, 0.3]))) for scene in scenes])
     names, latents = folder / "captions.json", folder / "latents.npy"
-    if names.exists() and names.read_text(encoding="utf-8") != captions:
-        latents.unlink(missing_ok=True)  # of other clips
-    write_text(names, captions)
+    if not names.exists() or names.read_text(encoding="utf-8") != captions:
+        latents.unlink(missing_ok=True)  # of other clips, or of nobody knows which
+        write_text(names, captions)
     encode_to(latents, clips, vae)
 
 

@@ -41,3 +41,6 @@ def test_a_store_of_other_clips_is_not_kept(tmp_path: Path) -> None:
     assert store.stat().st_mtime_ns == first, "the same is encoded once"
     latents.write_store(tmp_path, clips[:2], scenes[:2], vae)
     assert len(np.load(store)) == len(json.loads((tmp_path / "captions.json").read_text())) == 2
+    (tmp_path / "captions.json").unlink()
+    latents.write_store(tmp_path, clips, scenes, vae)
+    assert len(np.load(store)) == 3, "nobody knows what the old latents were of"
