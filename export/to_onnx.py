@@ -85,6 +85,7 @@ def architecture(network: Network) -> str:
 def export_graph(network: Network) -> bytes:
     """The skeleton, serialised. The weights' memory is never touched."""
     import onnx_ir
+    from onnx_ir.passes import common as passes
     from onnxscript import optimizer
 
     row = network.row
@@ -107,7 +108,8 @@ def export_graph(network: Network) -> bytes:
             raise EngineError(f"{row.name} did not export to ONNX: report this with your versions of torch")
         graph = exported.model
         weights = hide_weights(graph.graph, module.network.state_dict())
-        optimizer.optimize_ir(graph)
+        optimizer.optimize_ir(graph, num_iterations=1)  # a second round finds nothing but identities
+        passes.IdentityEliminationPass()(graph)
     for value, held in weights:
         value.const_value = onnx_ir.ExternalTensor(
             WEIGHTS_FILE, 0, held.nbytes, held.dtype, shape=held.shape, name=value.name

@@ -280,7 +280,8 @@ def _main(args: argparse.Namespace) -> int:
     share = 1.0 if args.structural is None else args.structural
     entries = make(model, category, weights, plans, catalog.styles, args.out, pictures, filmed, share)
     print(f"{args.out}: {len(entries)} clips; look at {SHEET_FILE}, then rate them:")
-    print(f"  python -m service.rating --clips {args.out}")
+    by_segment = "" if args.structural is None else " --segment-frames 5"
+    print(f"  python -m service.rating --clips {args.out}{by_segment}")
     return 0
 
 

@@ -2,8 +2,10 @@
 
     python -m service.rating --clips runs/candidates/horse            then open http://127.0.0.1:3100/
     python -m service.rating --clips runs/candidates/horse --host 0.0.0.0 --port 8080
+    python -m service.rating --clips runs/candidates/horse --segment-frames 5
 
-No model is loaded. `--clips` is a folder with captions.jsonl; answers are appended to its ratings.jsonl. The
+No model is loaded. `--clips` is a folder with captions.jsonl; answers are appended to its ratings.jsonl. With
+`--segment-frames` people compare two clips made of one filmed clip as a whole and in each such segment. The
 service serves the same page at /rate when HUVIDPO_RATING_CLIPS names a folder. More in docs/rating.md.
 """
 
@@ -24,17 +26,16 @@ from starlette.routing import Route
 from huvidpo import command
 from huvidpo.errors import InvalidRequest
 from preferences.pairs import scores_by_clip
-from preferences.records import huvidpo_json, read_records
+from preferences.records import PreferencesError, huvidpo_json, read_records
 from service.browsers import allowed_hosts
 from service.errors import NotFound, TooLarge
 from service.http import App, Guard, Receive, Scope, Send
-from service.judging import Choice, Clip, Judging, Mode, Task
+from service.judging import PICTURES, Choice, Clip, Judging, Mode, Task
 from service.schemas import Rater, parse, rater_name
 from service.web import headers, static, with_headers
 
 Exports = Mapping[str, Callable[[Judging], str]]
-MAX_BODY = 4096  # bytes; an answer is 150
-PICTURES = (".gif", ".webp")  # clips that browsers show as pictures
+MAX_BODY = 4096  # bytes; an answer is 150, and 8 for each segment
 FILES = ("style.css", "icon.svg", "app.js", "server.js", "view.js")
 
 
@@ -71,18 +72,35 @@ class StudyAnswer(_Answer):
     answer: Marks
 
 
-ANSWERS: dict[str, type[_Answer]] = {"score": ScoreAnswer, "compare": CompareAnswer, "study": StudyAnswer}
+class Choices(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    whole: Choice
+    parts: list[Choice]
+
+
+class SegmentsAnswer(_Answer):
+    answer: Choices
+
+
+ANSWERS: dict[str, type[_Answer]] = {
+    "score": ScoreAnswer,
+    "compare": CompareAnswer,
+    "segments": SegmentsAnswer,
+    "study": StudyAnswer,
+}
 
 
 def rating_app(judging: Judging, exports: Exports | None = None) -> App:
     """The page and its API, to be mounted anywhere. Raises ClipFolderError or PreferencesError at once where
-    the folder or its ratings are malformed.
+    the folder or its ratings are malformed, or clips are judged there in another way already.
 
-    `exports`: file name -> what writes its text, offered for download; default: JSONL and HuViDPO's JSON.
+    `exports`: file name -> what writes its text, offered for download; default: JSONL, and HuViDPO's JSON
+    where clips are scored.
     """
-    judging.clips()
-    read_records(judging.file)
-    page = _Page(judging, exports or {"ratings.jsonl": jsonl, "huvidpo.json": huvidpo})
+    judging.check()
+    scores = {"huvidpo.json": huvidpo} if "score" in judging.modes else {}
+    page = _Page(judging, exports or {"ratings.jsonl": jsonl, **scores})
     routes = [
         Route("/api/page", page.about),
         Route("/api/{mode}/tasks", page.tasks),
@@ -131,7 +149,7 @@ class _Page:
     async def answer(self, request: Request) -> Response:
         mode = self._mode(request)
         body: Any = parse(ANSWERS[mode], await _body(request))
-        answer = body.answer.model_dump() if mode == "study" else body.answer
+        answer = body.answer.model_dump() if isinstance(body.answer, BaseModel) else body.answer
         await run_in_threadpool(self.judging.submit, mode, body.rater, body.task, answer)
         return _json({"saved": body.task})
 
@@ -173,7 +191,8 @@ async def _body(request: Request) -> bytes:
 
 
 def _task(task: Task) -> dict[str, Any]:
-    return {"id": task.id, "clips": [_clip(clip) for clip in task.clips]}
+    parts = {"parts": task.parts} if task.parts else {}
+    return {"id": task.id, "clips": [_clip(clip) for clip in task.clips], **parts}
 
 
 def _clip(clip: Clip) -> dict[str, Any]:
@@ -198,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
 
     def work() -> int:
-        serve(standalone(Judging(args.clips)), args.host, args.port)
+        serve(standalone(judging_of(args)), args.host, args.port)
         return 0
 
     return command.run("service.rating", work)
@@ -211,8 +230,24 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--clips", required=True, type=Path, help="folder of clips with captions.jsonl")
+    parser.add_argument("--ratings", type=Path, help="answers go here; default: ratings.jsonl of the clips")
+    parser.add_argument(
+        "--segment-frames",
+        type=int,
+        help="compare clips made of one filmed clip, also in each segment of so many frames",
+    )
     add_address(parser)
     return parser
+
+
+def judging_of(args: argparse.Namespace) -> Judging:
+    """Raises PreferencesError for segments without frames."""
+    if args.segment_frames is None:
+        return Judging(args.clips, ratings=args.ratings)
+    if args.segment_frames < 1:
+        raise PreferencesError(f"--segment-frames: got {args.segment_frames}, expected 1 or more")
+    by_segment = {"modes": ("segments",), "segment_frames": args.segment_frames}
+    return Judging(args.clips, ratings=args.ratings, **by_segment)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

@@ -1,18 +1,21 @@
 // The rating page: one question at a time, every answer saved before the next one appears.
 
 import { Refused, server } from "./server.js";
-import { CRITERIA, button, choices, criteria, element, finished, heading, key, players, preload, replay, scale, showMarks } from "./view.js";
+import { CRITERIA, button, choices, criteria, element, finished, heading, key, keepInPart, parts, players, preload, replay, scale, showMarks, showPart } from "./view.js";
 
-const TITLES = { score: "Score", compare: "Compare", study: "Study" };
+const TITLES = { score: "Score", compare: "Compare", segments: "Compare parts", study: "Study" };
 const WELCOME = {
   score: "You will see short clips, one after the other, and score each from 0 to 10. Go by your gut: how much do you like it, and does it show what the text says?",
+  segments: "You will see two clips that start alike, side by side: say which one is better as a whole, then in each part of it.",
   study: "You will see short clips, one after the other, and give each three marks from 1 to 5. Who or what made a clip stays hidden.",
 };
 const KEYS = {
   score: [["0 – 9", "score"], ["T", "ten"], ["⇧ 7  or  H 7", "7½"]],
   compare: [["←", "left is better"], ["→", "right is better"], ["↓", "tie"]],
+  segments: [["←", "left is better"], ["→", "right is better"], ["↓", "tie"], ["⌫", "back one choice"]],
   study: [["1 – 5", "mark"], ["⌫", "back one mark"]],
 };
+const SIDES = { left: "Left", right: "Right", tie: "Tie" };
 const ARROWS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" };
 
 const $ = (id) => document.getElementById(id);
@@ -24,6 +27,7 @@ const state = {
   task: null, // what is asked now; null: all done
   half: false, // the next digit gets + 1/2
   marks: {}, // of the user study, for the clip on show
+  choices: [], // of the two clips on show: as a whole, then of each part
   busy: true,
 };
 
@@ -41,6 +45,7 @@ async function start() {
   $("login").addEventListener("cancel", (event) => { if (!state.rater) event.preventDefault(); });
   $("who").onclick = askWho;
   document.addEventListener("keydown", onKey);
+  requestAnimationFrame(keepInPart);
   const known = localStorage.getItem("huvidpo.rater");
   if (!known || !(await enter(known, state.mode))) askWho();
 }
@@ -87,7 +92,7 @@ function showNext(wanted = null) {
   if (open.length && open.every((task) => state.skipped.has(task.id))) rememberSkipped(new Set());
   const left = open.filter((task) => !state.skipped.has(task.id));
   state.task = left.find((task) => task.id === wanted) ?? left[0] ?? null;
-  Object.assign(state, { half: false, marks: {} });
+  Object.assign(state, { half: false, marks: {}, choices: [] });
   render(left[left.indexOf(state.task) + 1]);
 }
 
@@ -123,7 +128,9 @@ const answer = (value, text, chosen) => alone(async () => {
   showNext();
 });
 
-const undo = () => alone(async () => {
+const undo = () => (state.choices.length ? takeChoiceBack() : undoAnswer());
+
+const undoAnswer = () => alone(async () => {
   const { undone } = await api.undo(state.mode, state.rater);
   if (!undone) return toast("Nothing to undo");
   state.answers.delete(undone);
@@ -159,6 +166,24 @@ function takeMarkBack() {
   showMarks(state.marks);
 }
 
+const choose = (choice) => (state.mode === "segments" ? choosePart(choice) : answer(choice, SIDES[choice], chosen(choice)));
+
+const chosen = (choice) => document.querySelector(`[data-choice="${choice}"]`);
+
+function choosePart(choice) {
+  if (!state.task || state.busy) return;
+  state.choices.push(choice);
+  const [whole, ...those] = state.choices;
+  if (those.length < state.task.parts.length) return showPart(state.task.parts, state.choices);
+  answer({ whole, parts: those }, state.choices.map((one) => SIDES[one]).join(" · "), chosen(choice));
+}
+
+function takeChoiceBack() {
+  if (state.busy) return;
+  state.choices.pop();
+  showPart(state.task.parts, state.choices);
+}
+
 // Keyboard
 
 function onKey(event) {
@@ -174,10 +199,12 @@ function commonKey(event) {
 }
 
 function modeKey(event) {
-  if (state.mode === "compare") {
+  if (state.mode === "compare" || state.mode === "segments") {
     const choice = ARROWS[event.key];
+    const back = state.mode === "segments" && event.key === "Backspace";
     if (choice) choose(choice);
-    return Boolean(choice);
+    else if (back) takeChoiceBack();
+    return Boolean(choice) || back;
   }
   const digit = digitOf(event);
   if (state.mode === "study") {
@@ -205,9 +232,6 @@ function toggleHalf() {
   $("half").ariaPressed = state.half;
 }
 
-const choose = (choice) =>
-  answer(choice, { left: "Left", right: "Right", tie: "Tie" }[choice], document.querySelector(`[data-choice="${choice}"]`));
-
 // Screen
 
 let fading;
@@ -222,8 +246,9 @@ let ahead = []; // clips of the next question, kept while this one is on show
 function render(next) {
   renderHeader();
   $("stage").className = state.task ? `asks-${state.mode}` : "done";
-  $("stage").replaceChildren(...(state.task ? question(state.task.clips) : [ending()]));
+  $("stage").replaceChildren(...(state.task ? question(state.task) : [ending()]));
   if (state.task && state.mode === "study") showMarks(state.marks);
+  showPart(state.task?.parts ?? [], state.choices);
   const hints = (state.task ? KEYS[state.mode] : []).map(([name, text]) => element("span", {}, key(name), text));
   const press = (name, text, action) => button("press", action, key(name), text);
   const always = [press("S", "skip", skip), press("U", "undo", undo), press("R", "replay", replay)];
@@ -247,12 +272,13 @@ function renderHeader() {
   $("modes").replaceChildren(...state.modes.map(tab));
 }
 
-function question(clips) {
+function question({ clips, parts: asked }) {
   const broken = () => toast("This browser cannot play the clip; skip it with S");
   const press = (side) => (side ? choose(side) : replay());
   const controls = {
     score: () => scale((score) => giveScore(score + (state.half ? 0.5 : 0)), toggleHalf),
     compare: () => choices(choose),
+    segments: () => parts(asked.length, choices(choose)),
     study: () => criteria(giveMark),
   };
   return [heading(clips), players(clips, { press, broken }), controls[state.mode]()];

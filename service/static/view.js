@@ -66,10 +66,46 @@ export function replay() {
   for (const clip of document.querySelectorAll(".clip video, .clip img")) {
     if (clip.tagName === "IMG") clip.src = clip.src;
     else {
-      clip.currentTime = 0;
+      clip.currentTime = playing ? playing[0] + EDGE : 0;
       clip.play().catch(() => {});
     }
   }
+}
+
+// Parts: from and to, in seconds, of the clips on show
+
+const EDGE = 0.02; // seconds that a part starts late and ends early, or its neighbours' frames would flash up
+let playing = null; // the part that plays; null: all of it
+
+// Called for each frame of the screen: when one clip leaves the part, both play it again.
+export function keepInPart() {
+  requestAnimationFrame(keepInPart);
+  const clips = [...document.querySelectorAll(".clip video")];
+  if (!playing || clips.some((clip) => clip.seeking || !clip.readyState)) return;
+  if (clips.some(({ currentTime }) => currentTime < playing[0] || currentTime > playing[1] - EDGE)) replay();
+}
+
+// What is asked of the two clips, step by step, above the buttons.
+export function parts(count, buttons) {
+  const steps = Array.from({ length: count + 1 }, (_, i) => element("li", { textContent: i ? `Part ${i}` : "Whole" }));
+  return element("div", { className: "parts" },
+    element("ol", { ariaLabel: "Steps" }, ...steps), element("p", { className: "prompt ask" }), buttons);
+}
+
+// Asks for the step after those that have been chosen, and plays its part.
+export function showPart(asked, chosen) {
+  playing = asked[chosen.length - 1] ?? null;
+  const steps = document.querySelectorAll(".parts li");
+  if (!steps.length) return;
+  const arrows = { left: "←", right: "→", tie: "↓" };
+  steps.forEach((step, i) => {
+    step.classList.toggle("chosen", i < chosen.length);
+    step.ariaCurrent = i === chosen.length ? "step" : null;
+    step.dataset.arrow = arrows[chosen[i]] ?? "";
+  });
+  document.querySelector(".parts .ask").textContent = chosen.length
+    ? `Which one is better in part ${chosen.length} of ${asked.length}?` : "Which one is better as a whole?";
+  replay();
 }
 
 // Controls

@@ -52,7 +52,7 @@ def test_what_ships(home, tag):
 
 
 def test_it_serves_by_tag_from_anywhere(home, tag, start_server, tmp_path):
-    server = start_server(tag, cwd=tmp_path, BENTOML_HOME=str(home))
+    server = start_server(tag, cwd=tmp_path, BENTOML_HOME=str(home), HUVIDPO_BACKEND="torch")
     server.wait_ready()
     answer = server.generate(steps=2, frames=4)
     assert (answer.status_code, answer.headers["x-model"]) == (200, "tiny")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-REQUESTS = 6
+REQUESTS = 4
 
 
 @pytest.fixture

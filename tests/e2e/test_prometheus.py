@@ -116,11 +116,10 @@ def ask(tmp_path_factory, server):
 def test_every_expression_finds_something(ask, rule):
     """An expression over a metric that no service has never fires, and nobody notices."""
     for query in [rule["record"]] if "record" in rule else parts(rule["expr"]):
+        seen = query.replace('outcome="queue_full"', 'outcome="ok"')  # no request of these tests was refused
         deadline = time.monotonic() + 20
-        while not (found := ask(query)) and time.monotonic() < deadline:
+        while not (found := ask(seen)) and time.monotonic() < deadline:
             time.sleep(0.5)
-        if 'outcome="queue_full"' in query:
-            found = ask(query.replace("queue_full", "ok"))
         assert found, query
 
 

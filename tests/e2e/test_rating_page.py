@@ -165,6 +165,53 @@ def test_side_by_side(browse, pages, clips):
     count(page, f"2 of {total}")
 
 
+def test_parts_side_by_side(browse, tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    entries = []
+    for i in range(3):
+        write_clip(folder / f"{i}.mp4", seed=i, size=(32, 32), frames=16)
+        lineage = {"filmed": "real"} if i == 2 else {"first_frame": "real"}
+        entries.append(ClipEntry(video=f"{i}.mp4", caption="horse", category="horse", lineage=lineage))
+    write_clips(folder, entries)
+    server = Pages("service.rating", "--clips", str(folder), "--segment-frames", "5").start()
+    try:
+        page = browse(server.url, "ann")
+        count(page, "0 of 1")
+        names = page.locator(".clip > :first-child").evaluate_all("all => all.map(one => one.src)")
+        ask = page.locator(".parts .ask")
+        expect(ask).to_have_text("Which one is better as a whole?", timeout=WAIT)
+        wait_until_past(page.locator(".clip video").first, 0.2)
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowDown")
+        expect(ask).to_have_text("Which one is better in part 2 of 3?", timeout=WAIT)
+        assert page.locator(".parts li.chosen").evaluate_all("all => all.map(one => one.dataset.arrow)") == [
+            "←",
+            "↓",
+        ]
+        inside = "[...document.querySelectorAll('.clip video')].map(v => v.currentTime)"
+        wait_until_past(page.locator(".clip video").first, 1.0)
+        for _ in range(40):  # more than two rounds of 0.6 seconds, all within frames 6 to 10
+            assert all(6 / 8 <= second < 11 / 8 + 0.1 for second in page.evaluate(inside))
+            page.wait_for_timeout(40)
+        page.keyboard.press("Backspace")
+        expect(ask).to_have_text("Which one is better in part 1 of 3?", timeout=WAIT)
+        page.keyboard.press("u")  # while something is chosen: that, and no earlier answer
+        expect(ask).to_have_text("Which one is better as a whole?", timeout=WAIT)
+        assert not (folder / "ratings.jsonl").exists()
+        for key in ("ArrowRight", "ArrowLeft", "ArrowDown"):
+            page.keyboard.press(key)
+        page.click("[data-choice='right']")
+        count(page, "1 of 1")
+        (record,) = read_records(folder / "ratings.jsonl")
+        assert (record.answer, record.segments) == ("b", ["a", "tie", "b"])
+        assert httpx.get(names[0]).content == (folder / record.clip_a).read_bytes()
+        page.keyboard.press("u")
+        count(page, "0 of 1")
+    finally:
+        server.kill()
+
+
 def test_nothing_is_lost_when_the_server_dies(browse, pages, clips):
     page = browse(pages.url, "ann")
     page.keyboard.press("6")

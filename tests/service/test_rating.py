@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from huvidpo.catalog import load_catalog
 from preferences.clips import ClipEntry, ClipFolderError, write_clips
-from preferences.records import Comparison, PreferencesError, Rating, Retraction, read_records
+from preferences.pairs import by_segment, check_files, rank
+from preferences.records import (
+    Comparison,
+    PreferencesError,
+    Rating,
+    Retraction,
+    SegmentComparison,
+    append,
+    read_records,
+)
 from service.http import Guard
 from service.judging import Judging, clips_of, tasks_for
 from service.pages import PATHS, PREFIXES, with_pages
@@ -172,6 +181,137 @@ def test_comparisons_know_their_sides(client, folder):
         same = left.entry.prompt == right.entry.prompt
         assert record.prompt == (left.entry.prompt if same else "")
     assert client.tasks("score")["answers"] == {}
+
+
+SEGMENTS = {"modes": ("segments",), "segment_frames": 3}
+
+
+def made_folder(folder, frames=8, fps=8.0, made=3, format="mp4"):
+    """Two filmed clips, and `made` from the first frame of each; of the last, `frames`."""
+    folder.mkdir()
+    entries = []
+    for real in ("x", "y"):
+        about = {"caption": f"horse {real}", "category": "horse"}
+        write_clip(folder / f"{real}.mp4", size=(16, 16), frames=8)
+        entries.append(ClipEntry(video=f"{real}.mp4", lineage={"filmed": real}, **about))
+        for i in range(made):
+            last = (real, i) == ("y", made - 1)
+            file = folder / f"{real}_{i}.{format}"
+            shape = {"frames": frames, "fps": fps} if last else {"frames": 8}
+            write_clip(file, seed=i, size=(16, 16), format=format, **shape)
+            entries.append(ClipEntry(video=file.name, lineage={"first_frame": real}, seed=i, **about))
+    write_clips(folder, entries)
+    return folder
+
+
+def test_segments_are_asked_of_what_was_made_from_one_clip(tmp_path):
+    folder = made_folder(tmp_path / "made")
+    client = Client(standalone(Judging(folder, **SEGMENTS)))
+    assert client.get("/api/page").json() == {"modes": ["segments"], "exports": ["ratings.jsonl"]}
+    session = client.tasks("segments")
+    assert session["answers"] == {}
+    assert [task["parts"] for task in session["tasks"]] == [[[0.125, 0.5], [0.5, 0.875], [0.875, 1.0]]] * 6
+    assert not [secret for secret in SECRETS if secret in json.dumps(session)]
+    asked = {task.id: task.clips for task in tasks_for("segments", clips_of(folder), "ann", 3)}
+    pairs = {frozenset(clip.name for clip in clips) for clips in asked.values()}
+    rings = [(f"{real}_{i}.mp4", f"{real}_{(i + 1) % 3}.mp4") for real in "xy" for i in range(3)]
+    assert pairs == {frozenset(two) for two in rings}
+
+    given = {
+        task: {"whole": "left", "parts": ["tie", "right", "left"]}
+        if i % 2
+        else {"whole": "tie", "parts": ["left"] * 3}
+        for i, task in enumerate(asked)
+    }
+    for task, answer in given.items():
+        assert client.post("/api/segments/answer", rater="ann", task=task, answer=answer).status_code == 200
+    assert client.tasks("segments")["answers"] == given
+    records = read_records(folder / "ratings.jsonl")
+    for record, (task, answer) in zip(records, given.items(), strict=True):
+        assert isinstance(record, SegmentComparison)
+        assert (record.frames, record.segment_frames) == (8, 3)
+        left, right = asked[task]
+        better = {"a": record.clip_a, "b": record.clip_b, "tie": None}
+        shown = {"left": left.name, "right": right.name, "tie": None}
+        assert [better[choice] for choice in [record.answer, *record.segments]] == [
+            shown[choice] for choice in [answer["whole"], *answer["parts"]]
+        ]
+    labels = by_segment(records).labels  # what training reads
+    check_files(rank(records), folder)
+    assert len(labels) == 12
+    assert {tuple(map(abs, label)) for label in labels.values()} == {(1, 1, 1), (0, 1, 1)}
+
+    last = list(given)[-1]
+    assert client.post("/api/segments/undo", rater="ann").json()["undone"] == last
+    assert last not in client.tasks("segments")["answers"]
+
+
+def test_sides_of_segments_are_turned_for_whoever_sees_them_turned(tmp_path):
+    folder = made_folder(tmp_path / "made", made=2)
+    left, right = tasks_for("segments", clips_of(folder), "ann", 3)[0].clips
+    record = SegmentComparison(
+        rater="ann", category="horse", clip_a=right.name, sha256_a=right.sha256, clip_b=left.name,
+        sha256_b=left.sha256, answer="b", frames=8, segment_frames=3, segments=["a", "tie", "b"],
+    )  # fmt: skip
+    append(folder / "ratings.jsonl", record)
+    (answer,) = Judging(folder, **SEGMENTS).session("segments", "ann")[1].values()
+    assert answer == {"whole": "left", "parts": ["right", "tie", "left"]}
+
+
+@pytest.mark.parametrize("parts", [[], ["left"], ["left"] * 4])
+def test_another_number_of_segments_is_refused(tmp_path, parts):
+    folder = made_folder(tmp_path / "made")
+    client = Client(standalone(Judging(folder, **SEGMENTS)))
+    task = client.tasks("segments")["tasks"][0]["id"]
+    answer = {"whole": "left", "parts": parts}
+    response = client.post("/api/segments/answer", rater="ann", task=task, answer=answer)
+    error = problem(response, 422, "invalid_request")
+    assert error["field"] == "answer"
+    assert f"got {len(parts)} parts, expected 3" in error["message"]
+    assert not (folder / "ratings.jsonl").exists()
+
+
+def test_clips_that_cannot_be_compared_by_segments_are_refused(folder, tmp_path):
+    refused = {
+        "no two clips were made": folder,
+        "y_2.mp4 6 at 8 fps": made_folder(tmp_path / "shorter", frames=6),
+        "y_2.mp4 8 at 12 fps": made_folder(tmp_path / "faster", fps=12.0),
+        "no two clips": made_folder(tmp_path / "one", made=1),
+        "x_0.webp is a picture": made_folder(tmp_path / "pictures", format="webp"),
+    }
+    broken = made_folder(tmp_path / "broken")
+    (broken / "x_1.mp4").write_bytes(b"no video")
+    for message, clips in (refused | {f"{broken / 'x_1.mp4'}: video": broken}).items():
+        with pytest.raises(ClipFolderError, match=message):
+            standalone(Judging(clips, **SEGMENTS))
+
+
+def test_a_file_judges_clips_in_one_way(tmp_path, capsys):
+    folder = made_folder(tmp_path / "made")
+    whole = Client(standalone(Judging(folder)))
+    task = whole.tasks("compare")["tasks"][0]["id"]
+    whole.post("/api/compare/answer", rater="ann", task=task, answer="tie")
+    with pytest.raises(
+        PreferencesError, match=r"judges horse clips as a whole, and here .* segments of 3 frames"
+    ):
+        standalone(Judging(folder, **SEGMENTS))
+    other = Client(standalone(Judging(folder, ratings=tmp_path / "segments.jsonl", **SEGMENTS)))
+    task = other.tasks("segments")["tasks"][0]["id"]
+    answer = {"whole": "tie", "parts": ["tie"] * 3}
+    assert other.post("/api/segments/answer", rater="ann", task=task, answer=answer).status_code == 200
+    (record,) = read_records(tmp_path / "segments.jsonl")
+    assert record.answer == "tie"
+    common = ["--clips", str(folder), "--ratings", str(tmp_path / "segments.jsonl")]
+    for arguments, message in (
+        ([], "by segments of 3 frames, and here people are asked about them as a whole"),
+        (
+            ["--segment-frames", "4"],
+            "by segments of 3 frames, and here people are asked about them by segments of 4",
+        ),
+        (["--segment-frames", "0"], "--segment-frames: got 0, expected 1 or more"),
+    ):
+        assert main([*common, *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_undo_takes_back_one_after_the_other(client, folder):
