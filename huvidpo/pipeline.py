@@ -62,6 +62,7 @@ from huvidpo.unet import VideoUNet
 from huvidpo.video import crop_to_aspect
 
 VIDEO_SEED_OFFSET = 0x9E3779B9  # so that the video's noise is not the first frame's
+KEPT_NEGATIVES = 16  # negative prompts of which a first-frame pipeline keeps what they encode to
 
 
 class FirstFramePipeline:
@@ -78,6 +79,7 @@ class FirstFramePipeline:
         self.sdxl = isinstance(pipe, StableDiffusionXLPipeline)
         self.catalog = catalog
         self.backend = backend
+        self._negatives: dict[str, dict[str, Tensor]] = {}  # of `_encode_negative`, oldest first
 
     @classmethod
     def from_catalog(
@@ -166,10 +168,10 @@ class FirstFramePipeline:
         encoded = [
             self.pipe.encode_prompt(
                 full_prompt(request, self.catalog),
-                negative_prompt=_negative_prompt(request, self.catalog) or None,
                 do_classifier_free_guidance=guided,
                 num_images_per_prompt=1,
                 device=self.pipe.unet.device,
+                **(self._encode_negative(_negative_prompt(request, self.catalog)) if guided else {}),
             )
             for request in requests
         ]
@@ -178,6 +180,26 @@ class FirstFramePipeline:
             for name, part in zip(names, zip(*encoded, strict=True), strict=True)
             if part[0] is not None
         }
+
+    @torch.no_grad()
+    def _encode_negative(self, text: str) -> dict[str, Tensor]:
+        """The embeddings of a negative prompt, by the pipeline's argument names; none where SDXL takes zeros
+        for an empty one. The latest are kept: most requests have that of their style.
+        """
+        if not text and self.sdxl and self.pipe.config.force_zeros_for_empty_prompt:
+            return {}
+        if text not in self._negatives:
+            found = self.pipe.encode_prompt(
+                text,
+                do_classifier_free_guidance=False,
+                num_images_per_prompt=1,
+                device=self.pipe.unet.device,
+            )
+            names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+            if len(self._negatives) >= KEPT_NEGATIVES:
+                self._negatives.pop(next(iter(self._negatives)))
+            self._negatives[text] = dict(zip(names, found[::2], strict=False))  # between: none are made
+        return self._negatives[text]
 
     def prepare_latents(self, requests: Sequence[ClipRequest]) -> Tensor:
         """Unit Gaussian noise [B, C, h, w], one generator per request."""

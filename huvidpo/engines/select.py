@@ -1,7 +1,7 @@
 """Which backend runs a model's networks.
 
 torch         the modules as they are
-openvino      CPU; the UNets and the video decoder, converted at start
+openvino      CPU; UNets and VAE decoders, converted at start
 onnxruntime   CPU; the UNets, from the graphs of `export.build --backend onnxruntime`
 tensorrt      CUDA; UNets and VAE decoders, from the plans of `export.build`
 auto          the fastest that works here; what it cannot run stays with torch, and the log says why
@@ -25,7 +25,7 @@ Modules = dict[str, dict[str, Any]]
 """network -> category ("" for networks that serve all) -> the module, or what stands in for it"""
 
 UNETS = ("video_unet", "first_frame_unet", "plain_first_frame_unet")
-NETWORKS = {"openvino": (*UNETS, "video_vae_decoder"), "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
+NETWORKS = {"openvino": tuple(ROWS), "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
 """what each backend runs; the rest takes milliseconds and stays with torch"""
 
 BUILT = ("onnxruntime", "tensorrt")

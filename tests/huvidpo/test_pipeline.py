@@ -18,11 +18,17 @@ from huvidpo.config import ClipRequest
 from huvidpo.errors import Cancelled, CheckpointError, InvalidRequest
 from huvidpo.latents import from_latents, to_latents
 from huvidpo.loading import load_category, load_video_unet
-from huvidpo.pipeline import FirstFramePipeline, VideoPipeline, _check_size
+from huvidpo.pipeline import KEPT_NEGATIVES, FirstFramePipeline, VideoPipeline, _check_size
 from huvidpo.schedule import keep_detail
 from huvidpo.unet import VideoUNet
 from huvidpo.video import crop_to_aspect
 
+EMBEDDINGS = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)  # as diffusers gives them
 PROMPTS = ["a white horse runs", "winter waterfall", "birds fly in the pink sky", "rain falls"]
 
 
@@ -95,6 +101,44 @@ def test_prompt_to_clip(first: FirstFramePipeline, video: VideoPipeline) -> None
     for picture, clip in zip(images, clips, strict=True):
         assert (picture.shape, picture.dtype) == ((SIZE, SIZE, 3), np.uint8)
         assert (clip.shape, clip.dtype) == ((4, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.fixture(params=[False, True])
+def zeros(first: FirstFramePipeline, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether SDXL takes zeros for an empty negative prompt."""
+    before = first.pipe.config.force_zeros_for_empty_prompt
+    first.pipe.register_to_config(force_zeros_for_empty_prompt=request.param)
+    yield request.param
+    first.pipe.register_to_config(force_zeros_for_empty_prompt=before)
+
+
+def test_a_negative_prompt_is_encoded_once(
+    first: FirstFramePipeline, zeros: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And to what diffusers makes of it, bit for bit."""
+    encoded: list[str] = []
+    encode = first.pipe.encode_prompt
+
+    def noting(text: str, **options: object) -> tuple:
+        encoded.append(text)
+        return encode(text, **options)
+
+    monkeypatch.setattr(first, "_negatives", {})
+    monkeypatch.setattr(first.pipe, "encode_prompt", noting)
+    negatives = ["", "red sky", "", "red sky"]
+    ours = first.encode_prompt(
+        [request(PROMPTS[i], negative_prompt=text) for i, text in enumerate(negatives)]
+    )
+    prompts = [text for text in encoded if text not in negatives]
+    assert [text for text in encoded if text in negatives] == (["red sky"] if zeros else ["", "red sky"])
+    for i, (prompt, text) in enumerate(zip(prompts, negatives, strict=True)):
+        with torch.no_grad():
+            theirs = encode(prompt, negative_prompt=text or None)
+        for name, wanted in zip(EMBEDDINGS, theirs, strict=True):
+            assert torch.equal(ours[name][i], wanted[0]), (name, text)
+    for number in range(2 * KEPT_NEGATIVES):
+        first.encode_prompt([request(negative_prompt=f"red {number}")])
+    assert len(first._negatives) == KEPT_NEGATIVES
 
 
 @pytest.mark.parametrize("corrections", ["none", "lamp"])
