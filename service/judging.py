@@ -35,18 +35,15 @@ from service.files import sha256_of
 Mode = Literal["score", "compare", "segments", "study"]
 Choice = Literal["left", "right", "tie"]
 Answer = float | Choice | dict[str, Any]
-"""Of score; compare; segments (`whole`: a choice, `parts`: one for each); study (a mark for each criterion).
-"""
+"""Of score; of compare; of segments (`whole`: a choice, `parts`: one for each), study (criterion: mark)."""
 PICTURES = (".gif", ".webp")  # clips that browsers show as pictures
-NEIGHBOURS = (
-    2  # clips of the category that each clip is compared with, before and after it in a shuffled ring
-)
+NEIGHBOURS = 2  # clips of the category that each is compared with, before and after it in a shuffled ring
 _TO_RECORD: dict[str, Literal["a", "b", "tie"]] = {"left": "a", "right": "b", "tie": "tie"}
 _FROM_RECORD: dict[str, Choice] = {"a": "left", "b": "right", "tie": "tie"}
-Parts = tuple[tuple[float, float], ...]  # from and to, seconds, of each segment
-Rings = Sequence[
-    tuple[Callable[["Clip"], Any], int]
-]  # what clips of a ring share, and how many neighbours on
+Parts = tuple[tuple[float, float], ...]
+"""From and to, seconds, of each segment."""
+Rings = Sequence[tuple[Callable[["Clip"], Any], int]]
+"""What the clips of a ring share, and with how many neighbours on each meets."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,9 @@ class Judging:
         if "segments" in self.modes:
             check_segments(clips, self.folder)
         asked = {clip.entry.category for clip in clips}
-        for record in (record for record in records if record.category in asked):
+        for record in records:
+            if "" not in asked and record.category not in ("", *asked):  # "": of any
+                continue
             by = record.segment_frames if isinstance(record, SegmentComparison) else 0
             if by != self.segment_frames:
                 raise PreferencesError(
