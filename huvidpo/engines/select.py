@@ -1,7 +1,7 @@
 """Which backend runs a model's networks.
 
 torch         the modules as they are
-openvino      CPU; UNets and VAE decoders, converted at start
+openvino      CPU; UNets and VAE decoders, but that of a large first frame; converted at start
 onnxruntime   CPU; the UNets, from the graphs of `export.build --backend onnxruntime`
 tensorrt      CUDA; UNets and VAE decoders, from the plans of `export.build`
 auto          the fastest that works here; what it cannot run stays with torch, and the log says why
@@ -28,6 +28,11 @@ UNETS = ("video_unet", "first_frame_unet", "plain_first_frame_unet")
 NETWORKS = {"openvino": tuple(ROWS), "onnxruntime": UNETS, "tensorrt": tuple(ROWS)}
 """what each backend runs; the rest takes milliseconds and stays with torch"""
 
+LARGEST_FIRST_FRAME = 32 * 32
+"""latent pixels up to which openvino decodes the first frame: SDXL's 128 x 128 take it 51 s on two cores,
+torch 65; the proof at the start would take both, and 4 GB would stay taken (docs/log.md)
+"""
+
 BUILT = ("onnxruntime", "tensorrt")
 """backends whose weights are fixed when `export.build` makes them"""
 
@@ -47,7 +52,7 @@ def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str
     if wanted == "auto":
         wanted = "tensorrt" if spec.device.type == "cuda" else "openvino"
     placed = dict(modules)
-    for network in [name for name in modules if name in NETWORKS[wanted]]:
+    for network in [name for name in modules if _runs(wanted, name, spec)]:
         try:
             make = _maker(wanted, modules[network], spec)
         except EngineError as error:
@@ -59,6 +64,11 @@ def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str
     first = next(iter(modules))
     engines = [one for one in placed[first].values() if isinstance(one, Engine)]
     return wanted if engines else "torch", placed
+
+
+def _runs(backend: str, network: str, spec: EngineSpec) -> bool:
+    too_large = network == "first_frame_vae_decoder" and spec.height * spec.width > LARGEST_FIRST_FRAME
+    return network in NETWORKS[backend] and not (backend == "openvino" and too_large)
 
 
 def _say(spec: EngineSpec, network: str, category: str, backend: str, error: EngineError) -> None:

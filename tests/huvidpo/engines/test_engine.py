@@ -357,6 +357,15 @@ def test_every_category_is_proved_when_it_is_first_used(
     )
 
 
+def test_large_first_frames_are_decoded_by_torch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoder() -> str:
+        return type(FirstFramePipeline.from_catalog(DEFAULT_MODEL, backend="openvino").pipe.vae).__name__
+
+    assert decoder() == "DecoderEngine"
+    monkeypatch.setattr(select, "LARGEST_FIRST_FRAME", 1)
+    assert decoder() == "AutoencoderKL"
+
+
 @torch.no_grad()
 def test_a_backend_asked_for_by_name_serves_nothing_else(
     three: dict[str, VideoUNet], monkeypatch: pytest.MonkeyPatch
