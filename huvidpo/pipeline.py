@@ -6,6 +6,7 @@ not on the batch: noise comes from one generator per request, on the CPU. A call
 Shapes: B requests, C latent channels, F frames, H W pixels, h w latent height and width, L text tokens.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class FirstFramePipeline:
         self.sdxl = isinstance(pipe, StableDiffusionXLPipeline)
         self.catalog = catalog
         self.backend = backend
-        self._negatives: dict[str, dict[str, Tensor]] = {}  # of `_encode_negative`, oldest first
+        self._negatives: OrderedDict[str, dict[str, Tensor]] = OrderedDict()  # of `_encode_negative`
 
     @classmethod
     def from_catalog(
@@ -196,9 +197,10 @@ class FirstFramePipeline:
                 device=self.pipe.unet.device,
             )
             names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
-            if len(self._negatives) >= KEPT_NEGATIVES:
-                self._negatives.pop(next(iter(self._negatives)))
             self._negatives[text] = dict(zip(names, found[::2], strict=False))  # between: none are made
+            if len(self._negatives) > KEPT_NEGATIVES:
+                self._negatives.popitem(last=False)
+        self._negatives.move_to_end(text)
         return self._negatives[text]
 
     def prepare_latents(self, requests: Sequence[ClipRequest]) -> Tensor:

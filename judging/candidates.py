@@ -44,6 +44,7 @@ from huvidpo.pipeline import FirstFramePipeline, VideoPipeline
 from huvidpo.text import read_text
 from huvidpo.video import read_image
 from preferences.clips import CAPTIONS_FILE, ClipEntry, read_clips, write_clips
+from preferences.records import SEGMENT_FRAMES
 from preferences.thumbnails import contact_sheet, strip
 from training.data import VIDEO_SUFFIXES, is_hidden, read_captions, read_clip
 from training.recipes import ClipRecipe
@@ -280,7 +281,7 @@ def _main(args: argparse.Namespace) -> int:
     share = 1.0 if args.structural is None else args.structural
     entries = make(model, category, weights, plans, catalog.styles, args.out, pictures, filmed, share)
     print(f"{args.out}: {len(entries)} clips; look at {SHEET_FILE}, then rate them:")
-    by_segment = "" if args.structural is None else " --segment-frames 5"
+    by_segment = "" if args.structural is None else f" --segment-frames {SEGMENT_FRAMES}"
     print(f"  python -m service.rating --clips {args.out}{by_segment}")
     return 0
 

@@ -38,6 +38,7 @@ from preferences.pairs import HOLDOUT, TIE, scores_by_clip
 from preferences.records import (
     RATINGS_FILE,
     SCORES,
+    SEGMENT_FRAMES,
     Choice,
     Comparison,
     PreferencesError,
@@ -47,6 +48,7 @@ from preferences.records import (
     read_huvidpo_json,
     read_records,
     repair,
+    segments_of,
     write_huvidpo_json,
 )
 
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from judging.judge import Judge
 
 SIMULATED, FILMED, NEAREST = "simulated", "filmed", "nearest"  # raters' names: no persons
-SEGMENT_FRAMES = 5  # three segments of 16 frames but the first
 NEARER = 0.25  # dB of PSNR: a smaller lead is a tie, as half a pixel of blur may gain as much
 
 
@@ -191,18 +192,19 @@ def nearest(
             f"{real.video}, {a.video}, {b.video} are {shapes}, expected two or more frames, as many and as "
             "large in each"
         )
-    real_frames, a_frames, b_frames = (clip[1:] for clip in (truth, *both))
-    starts = range(0, len(truth) - 1, segment_frames)
-    parts = [slice(start, start + segment_frames) for start in starts]
+
+    def nearer_in(part: range) -> Choice:
+        return nearer(truth[part], both[0][part], both[1][part], tie)
+
     return SegmentComparison(
         rater=NEAREST,
         category=real.category,
         **sides(folder, a, b),
-        answer=nearer(real_frames, a_frames, b_frames, tie),
+        answer=nearer_in(range(1, len(truth))),
         prompt=real.prompt,
         frames=len(truth),
         segment_frames=segment_frames,
-        segments=[nearer(real_frames[part], a_frames[part], b_frames[part], tie) for part in parts],
+        segments=[nearer_in(part) for part in segments_of(len(truth), segment_frames)],
     )
 
 

@@ -16,7 +16,14 @@ from types import MappingProxyType
 import numpy as np
 
 from huvidpo.files import hash_file
-from preferences.records import Comparison, Opinion, PreferencesError, Rating, SegmentComparison
+from preferences.records import (
+    Comparison,
+    Opinion,
+    PreferencesError,
+    Rating,
+    SegmentComparison,
+    comparable,
+)
 
 PRIOR = 0.5  # wins, and as many losses, that every clip is given against the field of its category
 LEAST_SPREAD = 0.25  # points of 10: the spread of a rater's scores below which it is the hand that wavers
@@ -144,7 +151,7 @@ def by_segment(records: Iterable[Opinion]) -> Segments:
         return Segments()
     whole = [*scores, *(c for c in choices if not isinstance(c, SegmentComparison))]
     categories = {c.category for c in told}
-    if mixed := [r for r in whole if "" in (r.category, *categories) or r.category in categories]:
+    if mixed := [r for r in whole if any(comparable(r.category, one) for one in categories)]:
         raise PreferencesError(
             f"a category is judged by segments and, {len(mixed)} times, whole clips, and pairs are made of "
             "one kind: keep each in a ratings file of its own, and name one with --ratings"

@@ -36,6 +36,7 @@ from huvidpo.files import sync_folder, write_bytes, write_text
 
 RATINGS_FILE = "ratings.jsonl"  # in the folder of the clips, unless told otherwise
 SCORES = (0.0, 10.0)  # lowest and highest score (the paper's scale, decimals allowed)
+SEGMENT_FRAMES = 5  # of a segment, unless told otherwise: three segments of 16 frames but the first
 CRITERIA = ("aesthetics", "consistency", "alignment")  # of the paper's user study, each 1..5
 
 
@@ -158,16 +159,22 @@ class SegmentComparison(Comparison):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.segments) != (count := segments_of(self.frames, self.segment_frames)):
+        if len(self.segments) != (count := len(segments_of(self.frames, self.segment_frames))):
             raise PreferencesError(
                 f"segments: got {len(self.segments)}, expected {count}: {self.frames} frames but the first, "
                 f"in segments of {self.segment_frames}"
             )
 
 
-def segments_of(frames: int, segment_frames: int) -> int:
-    """How many segments the frames after the first make."""
-    return -(-(frames - 1) // segment_frames)
+def segments_of(frames: int, segment_frames: int) -> list[range]:
+    """The frames of each segment of a clip, from frame 1 on; the last has what is left."""
+    starts = range(1, frames, segment_frames)
+    return [range(start, min(start + segment_frames, frames)) for start in starts]
+
+
+def comparable(category: str, other: str) -> bool:
+    """Whether clips of these categories are compared; "" is of any."""
+    return "" in (category, other) or category == other
 
 
 @raises(PreferencesError)

@@ -27,7 +27,9 @@ from preferences.records import (
     Retraction,
     SegmentComparison,
     append,
+    comparable,
     read_records,
+    segments_of,
 )
 from service.errors import NotFound
 from service.files import sha256_of
@@ -97,7 +99,7 @@ def tasks_for(mode: Mode, clips: Sequence[Clip], rater: str, segment_frames: int
         pairs = _pairs(clips, rater, [(_category, NEIGHBOURS), (_category_and_prompt, 1)])
         tasks = [_side_by_side(a, b, rater) for a, b in pairs]
     elif mode == "segments":
-        pairs = _pairs(made_from_filmed(clips), rater, [(_first_frame, 1)])
+        pairs = _pairs(of_a_first_frame(clips), rater, [(_first_frame, 1)])
         tasks = [_side_by_side(a, b, rater, parts_of(a, segment_frames)) for a, b in pairs]
     else:
         tasks = [Task(clip.id, (clip,)) for clip in clips]
@@ -144,8 +146,8 @@ def _first_frame(clip: Clip) -> tuple[str, str]:
 # Segments
 
 
-def made_from_filmed(clips: Iterable[Clip]) -> list[Clip]:
-    """Those that a model made from the first frame of a filmed clip (`judging.candidates --beside`)."""
+def of_a_first_frame(clips: Iterable[Clip]) -> list[Clip]:
+    """Those that a model made from a first frame it was given, a filmed clip's say (`judging.candidates`)."""
     return [clip for clip in clips if "first_frame" in clip.entry.lineage]
 
 
@@ -164,15 +166,14 @@ def _length(path: Path, sha256: str) -> tuple[int, float]:
 
 
 def parts_of(clip: Clip, segment_frames: int) -> Parts:
-    """From and to, seconds, of each segment of so many frames from frame 1 on; the last has what is left."""
+    """From and to, seconds, of each segment of so many frames."""
     frames, fps = length_of(clip)
-    starts = range(1, frames, segment_frames)
-    return tuple((start / fps, min(start + segment_frames, frames) / fps) for start in starts)
+    return tuple((part.start / fps, part.stop / fps) for part in segments_of(frames, segment_frames))
 
 
 def check_segments(clips: Sequence[Clip], folder: Path) -> None:
     """Raises ClipFolderError where clips cannot be compared segment by segment."""
-    made = made_from_filmed(clips)
+    made = of_a_first_frame(clips)
     if not _pairs(made, "", [(_first_frame, 1)]):
         raise ClipFolderError(
             f"{folder}: no two clips were made from the first frame of one filmed clip, and segments are "
@@ -206,8 +207,12 @@ class Judging:
     ratings: Path | None = None
     """Where answers go; None: ratings.jsonl of the folder."""
     segment_frames: int = 0
-    """Of each segment that is asked about, in the mode of that name."""
+    """Of each segment that is asked about; then that is the one mode. 0: clips are judged as a whole."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.segment_frames:
+            self.modes = ("segments",)
 
     @property
     def file(self) -> Path:
@@ -218,11 +223,11 @@ class Judging:
         malformed, or the file judges the same category in another way, of which no pairs could be made.
         """
         clips, records = self.clips(), read_records(self.file)
-        if "segments" in self.modes:
+        if self.segment_frames:
             check_segments(clips, self.folder)
         asked = {clip.entry.category for clip in clips}
         for record in records:
-            if "" not in asked and record.category not in ("", *asked):  # "": of any
+            if not any(comparable(record.category, category) for category in asked):
                 continue
             by = record.segment_frames if isinstance(record, SegmentComparison) else 0
             if by != self.segment_frames:

@@ -191,8 +191,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _task(task: Task) -> dict[str, Any]:
-    parts = {"parts": task.parts} if task.parts else {}
-    return {"id": task.id, "clips": [_clip(clip) for clip in task.clips], **parts}
+    return {"id": task.id, "clips": [_clip(clip) for clip in task.clips], "parts": task.parts}
 
 
 def _clip(clip: Clip) -> dict[str, Any]:
@@ -242,12 +241,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def judging_of(args: argparse.Namespace) -> Judging:
     """Raises PreferencesError for segments without frames."""
-    if args.segment_frames is None:
-        return Judging(args.clips, ratings=args.ratings)
-    if args.segment_frames < 1:
+    if args.segment_frames is not None and args.segment_frames < 1:
         raise PreferencesError(f"--segment-frames: got {args.segment_frames}, expected 1 or more")
-    by_segment = {"modes": ("segments",), "segment_frames": args.segment_frames}
-    return Judging(args.clips, ratings=args.ratings, **by_segment)
+    return Judging(args.clips, ratings=args.ratings, segment_frames=args.segment_frames or 0)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,14 @@ from diffusers import AutoencoderKL
 
 from preferences.clips import read_clips
 from preferences.pairs import Pair, by_segment, check_files, make_pairs, rank
-from preferences.records import RATINGS_FILE, PreferencesError, ratings_hash, read_records, segments_of
+from preferences.records import (
+    RATINGS_FILE,
+    PreferencesError,
+    comparable,
+    ratings_hash,
+    read_records,
+    segments_of,
+)
 from training.data import encode_videos, fingerprint_texts
 from training.recipes import DPORecipe
 
@@ -89,8 +96,8 @@ def load_rated(
     captions = {entry.video: entry.caption for entry in read_clips(folder)}
     records = read_records(ratings)
     judged = rank(records)
-    segments = by_segment(r for r in records if not category or r.category in ("", category))
-    ranked = [clip for clip in judged if not category or clip.category in ("", category)]
+    segments = by_segment(r for r in records if comparable(category, r.category))
+    ranked = [clip for clip in judged if comparable(category, clip.category)]
     if not ranked:
         there = ", ".join(sorted({clip.category for clip in judged})) or "none at all"
         raise PreferencesError(
@@ -112,7 +119,7 @@ def load_rated(
         same_prompt=recipe.same_prompt,
         labels=segments.labels,
     )
-    count = segments_of(segments.frames, segments.segment_frames) if segments.labels else 0
+    count = len(segments_of(segments.frames, segments.segment_frames)) if segments.labels else 0
     names = sorted(clip.clip for clip in ranked)
     latents, keys = encode_videos([folder / name for name in names], vae, recipe, cache)
     place = {name: row for row, name in enumerate(names)}

@@ -67,8 +67,10 @@ def place_modules(backend: str, modules: Modules, spec: EngineSpec) -> tuple[str
 
 
 def _runs(backend: str, network: str, spec: EngineSpec) -> bool:
-    too_large = network == "first_frame_vae_decoder" and spec.height * spec.width > LARGEST_FIRST_FRAME
-    return network in NETWORKS[backend] and not (backend == "openvino" and too_large)
+    """Whether a backend runs a network at the sizes of `spec`."""
+    if (backend, network) == ("openvino", "first_frame_vae_decoder"):
+        return spec.height * spec.width <= LARGEST_FIRST_FRAME
+    return network in NETWORKS[backend]
 
 
 def _say(spec: EngineSpec, network: str, category: str, backend: str, error: EngineError) -> None:

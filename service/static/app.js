@@ -1,7 +1,7 @@
 // The rating page: one question at a time, every answer saved before the next one appears.
 
 import { Refused, server } from "./server.js";
-import { CRITERIA, button, choices, criteria, element, finished, heading, key, keepInPart, parts, players, preload, replay, scale, showMarks, showPart } from "./view.js";
+import { CHOICES, CRITERIA, button, choices, criteria, element, finished, heading, key, keepInPart, parts, players, preload, replay, scale, showMarks, showPart } from "./view.js";
 
 const TITLES = { score: "Score", compare: "Compare", segments: "Compare parts", study: "Study" };
 const WELCOME = {
@@ -15,7 +15,6 @@ const KEYS = {
   segments: [["←", "left is better"], ["→", "right is better"], ["↓", "tie"], ["⌫", "back one choice"]],
   study: [["1 – 5", "mark"], ["⌫", "back one mark"]],
 };
-const SIDES = { left: "Left", right: "Right", tie: "Tie" };
 const ARROWS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" };
 
 const $ = (id) => document.getElementById(id);
@@ -166,7 +165,7 @@ function takeMarkBack() {
   showMarks(state.marks);
 }
 
-const choose = (choice) => (state.mode === "segments" ? choosePart(choice) : answer(choice, SIDES[choice], chosen(choice)));
+const choose = (choice) => (state.mode === "segments" ? choosePart(choice) : answer(choice, CHOICES[choice].text, chosen(choice)));
 
 const chosen = (choice) => document.querySelector(`[data-choice="${choice}"]`);
 
@@ -175,7 +174,7 @@ function choosePart(choice) {
   state.choices.push(choice);
   const [whole, ...those] = state.choices;
   if (those.length < state.task.parts.length) return showPart(state.task.parts, state.choices);
-  answer({ whole, parts: those }, state.choices.map((one) => SIDES[one]).join(" · "), chosen(choice));
+  answer({ whole, parts: those }, state.choices.map((one) => CHOICES[one].text).join(" · "), chosen(choice));
 }
 
 function takeChoiceBack() {
@@ -201,7 +200,7 @@ function commonKey(event) {
 function modeKey(event) {
   if (state.mode === "compare" || state.mode === "segments") {
     const choice = ARROWS[event.key];
-    const back = state.mode === "segments" && event.key === "Backspace";
+    const back = event.key === "Backspace" && state.choices.length > 0;
     if (choice) choose(choice);
     else if (back) takeChoiceBack();
     return Boolean(choice) || back;

@@ -5,6 +5,11 @@ export const CRITERIA = [
   ["consistency", "Consistency", "Do things keep their shape while they move?", "melts or flickers", "small jumps", "smooth and stable"],
   ["alignment", "Alignment", "Does it show what the text says?", "something else", "a part of it", "all of it"],
 ];
+export const CHOICES = {
+  left: { arrow: "←", text: "Left" },
+  tie: { arrow: "↓", text: "Tie" },
+  right: { arrow: "→", text: "Right" },
+};
 const SCORE_ANCHORS = ["broken", "all right", "could not be better"];
 const SMALL = 128; // pixels; clips up to this width keep their pixels instead of being smeared over the screen
 
@@ -80,8 +85,9 @@ let playing = null; // the part that plays; null: all of it
 // Called for each frame of the screen: when one clip leaves the part, both play it again.
 export function keepInPart() {
   requestAnimationFrame(keepInPart);
+  if (!playing) return;
   const clips = [...document.querySelectorAll(".clip video")];
-  if (!playing || clips.some((clip) => clip.seeking || !clip.readyState)) return;
+  if (clips.some((clip) => clip.seeking || !clip.readyState)) return;
   if (clips.some(({ currentTime }) => currentTime < playing[0] || currentTime > playing[1] - EDGE)) replay();
 }
 
@@ -97,11 +103,10 @@ export function showPart(asked, chosen) {
   playing = asked[chosen.length - 1] ?? null;
   const steps = document.querySelectorAll(".parts li");
   if (!steps.length) return;
-  const arrows = { left: "←", right: "→", tie: "↓" };
   steps.forEach((step, i) => {
     step.classList.toggle("chosen", i < chosen.length);
     step.ariaCurrent = i === chosen.length ? "step" : null;
-    step.dataset.arrow = arrows[chosen[i]] ?? "";
+    step.dataset.arrow = CHOICES[chosen[i]]?.arrow ?? "";
   });
   document.querySelector(".parts .ask").textContent = chosen.length
     ? `Which one is better in part ${chosen.length} of ${asked.length}?` : "Which one is better as a whole?";
@@ -125,12 +130,12 @@ export function scale(giveScore, toggleHalf) {
 }
 
 export function choices(choose) {
-  const one = (choice, arrow, text) => {
+  const nodes = Object.entries(CHOICES).map(([choice, { arrow, text }]) => {
     const node = button("choice", () => choose(choice), key(arrow), text);
     node.dataset.choice = choice;
     return node;
-  };
-  return element("div", { className: "choices" }, one("left", "←", "Left"), one("tie", "↓", "Tie"), one("right", "→", "Right"));
+  });
+  return element("div", { className: "choices" }, ...nodes);
 }
 
 export function criteria(giveMark) {

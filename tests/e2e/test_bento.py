@@ -63,7 +63,7 @@ def test_it_serves_by_tag_from_anywhere(home, tag, start_server, tmp_path):
 
 @pytest.mark.long
 def test_it_serves_by_folder(home, tag, start_server, tmp_path):
-    server = start_server(str(source(home, tag).parent), cwd=tmp_path, HUVIDPO_BACKEND="torch")
+    server = start_server(str(source(home, tag).parent), cwd=tmp_path)
     server.wait_ready()
     assert server.generate(steps=1, frames=2).status_code == 200
     server.stop()

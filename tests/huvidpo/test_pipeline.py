@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_a_negative_prompt_is_encoded_once(
         encoded.append(text)
         return encode(text, **options)
 
-    monkeypatch.setattr(first, "_negatives", {})
+    monkeypatch.setattr(first, "_negatives", OrderedDict())
     monkeypatch.setattr(first.pipe, "encode_prompt", noting)
     negatives = ["", "red sky", "", "red sky"]
     ours = first.encode_prompt(

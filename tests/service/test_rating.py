@@ -183,7 +183,7 @@ def test_comparisons_know_their_sides(client, folder):
     assert client.tasks("score")["answers"] == {}
 
 
-SEGMENTS = {"modes": ("segments",), "segment_frames": 3}
+SEGMENTS = {"segment_frames": 3}
 
 
 def made_folder(folder, frames=8, fps=8.0, made=3, format="mp4"):

@@ -5,7 +5,8 @@ import pytest
 
 from huvidpo.catalog import DEFAULT_MODEL
 from huvidpo.pipeline import VideoPipeline
-from judging.ratings import NEARER, SEGMENT_FRAMES, nearer
+from judging.ratings import NEARER, nearer
+from preferences.records import SEGMENT_FRAMES
 from tiny.evaluate import request_for
 from tiny.judge.tricks import TRICKS, fake
 from tiny.world import Scene, render
