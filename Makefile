@@ -4,6 +4,9 @@ PIP_ARGS ?=
 PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
+# pip would compile what it installs on one core, half of its time. Some packages ship files that do not compile.
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # A test file at a time on each core, each with one thread: two threads of two files at once are slower.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export BENTOML_DO_NOT_TRACK = True
@@ -56,10 +59,12 @@ protos: $(VENV)/dev.done  ## generate the gRPC code anew from service/protos
 
 $(VENV)/serve.done: requirements/serve.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements/serve.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) $(PIP_ARGS) -r requirements/serve.txt
+	@$(COMPILE)
 	touch $@
 
 $(VENV)/dev.done: requirements/dev.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements/dev.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) $(PIP_ARGS) -r requirements/dev.txt
+	@$(COMPILE)
 	touch $@ $(VENV)/serve.done

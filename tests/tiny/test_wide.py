@@ -93,7 +93,8 @@ def network() -> VideoUNet:
     torch.manual_seed(1)
     image = UNet2DConditionModel(
         sample_size=16, in_channels=12, out_channels=12, block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1, attention_head_dim=2, cross_attention_dim=128, norm_num_groups=4,
     )  # fmt: skip
     return VideoUNet.from_2d(image)
