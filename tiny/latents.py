@@ -4,14 +4,16 @@
 
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
-`training.motion` reads, for the base; the same in runs/tiny/motion/<category> for stage 1: 256 clips each, as
-they were filmed and in two other views. What is there already is kept if its captions are the same.
+`training.motion` reads, for the base; the same for stage 1: 256 clips of each category, as they were filmed
+and in two other views (runs/tiny/motion/<category>), and 256 others in four (runs/tiny/more/<category>). What
+is there already is kept if its captions are the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +82,18 @@ def main() -> None:
     if args.only in (None, "motion"):
         rest = dataset.scenes("clips", CLIPS)[args.base_clips :]  # clips that `tiny.video` has not seen
         for category in CATEGORIES:
-            chosen = [scene for scene in rest if scene.category == category][: args.motion_clips]
-            seen = np.stack([views_of(scene) for scene in chosen])
-            named = [scene for scene in chosen for _ in range(seen.shape[1])]
-            write_store(RUNS / "motion" / category, seen.reshape(-1, *seen.shape[2:]), named, vae)
+            chosen = [scene for scene in rest if scene.category == category][: 2 * args.motion_clips]
+            write_views(RUNS / "motion" / category, chosen[: args.motion_clips], views_of, vae)
+            write_views(RUNS / "more" / category, chosen[args.motion_clips :], more_views_of, vae)
+
+
+def write_views(
+    folder: Path, scenes: list[Scene], seen_by: Callable[[Scene], np.ndarray], vae: AutoencoderKL
+) -> None:
+    """The store of all views of some scenes."""
+    seen = np.stack([seen_by(scene) for scene in scenes])
+    named = [scene for scene in scenes for _ in range(seen.shape[1])]
+    write_store(folder, seen.reshape(-1, *seen.shape[2:]), named, vae)
 
 
 def views_of(scene: Scene) -> np.ndarray:
@@ -96,6 +106,17 @@ def views_of(scene: Scene) -> np.ndarray:
     later = int(rng.integers(1, starts)) if rng.random() < 0.5 else 0
     anyhow, anywhen = views.seen_anyhow(clip, rng), int(rng.integers(starts))
     return np.stack([clip[:FRAMES], turned[later:][:FRAMES], anyhow[anywhen:][:FRAMES]])
+
+
+def more_views_of(scene: Scene) -> np.ndarray:
+    """A clip as it was filmed, mirrored, from another moment on (every other one mirrored), and mirrored or
+    moved from any moment on, so that half of all are mirrored: uint8 [4, 16, 64, 64, 3].
+    """
+    clip, rng = render(scene, views.SHORT), np.random.default_rng((scene.seed, 7))
+    starts, mirrored = views.SHORT - FRAMES + 1, clip[:, :, ::-1]
+    later = (mirrored if rng.random() < 0.5 else clip)[int(rng.integers(1, starts)) :]
+    anyhow = views.seen_anyhow(clip, rng)[int(rng.integers(starts)) :]
+    return np.stack([part[:FRAMES] for part in (clip, mirrored, later, anyhow)])
 
 
 if __name__ == "__main__":

@@ -328,7 +328,8 @@ def _check_same_run(path: Path, metadata: dict[str, str], recipe: Recipe, identi
     then, now = json.loads(metadata["recipe"]), json.loads(_to_json(recipe))
     changed = [f"{k}: {then.get(k)} -> {now.get(k)}" for k in sorted(then | now) if then.get(k) != now.get(k)]
     changed = [text for text in changed if text.split(":")[0] not in FREE_FIELDS]
-    changed += [f"{k}: {metadata.get(k)} -> {v}" for k, v in identity.items() if metadata.get(k) != v]
+    before = {k: metadata.get(k, "") for k in identity}  # an older run lacks what was not told apart then
+    changed += [f"{k}: {before[k] or 'none'} -> {v or 'none'}" for k, v in identity.items() if before[k] != v]
     if changed:
         raise TrainingError(f"{path} is another run; it cannot go on with {'; '.join(changed)}")
 

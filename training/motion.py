@@ -4,14 +4,17 @@
     python -m training.motion --model tiny --category horse --clips horses --out horse.safetensors --resume
     python -m training.motion --model sd14 --category horse --clips horses --out horse.safetensors \\
         --set noising=ddim_inversion
+    python -m training.motion --model tiny --category horse --clips more --stage1 horse.safetensors \\
+        --out better.safetensors
     python -m training.motion --model tiny --recipe tiny_base --base unet2d --clips store --out base
 
 CLIPS is a folder of videos with captions or a latent store (`training.data` says how either looks). OUT
 receives the trained tensors only, fp16, with their provenance; with `trainable=all` OUT is a folder with the
-whole VideoUNet. Checkpoint, TensorBoard events, their curves (`curves.png`), sample clips, below the real one
-as pictures, and `recipe.toml`, which `--settings` takes again, go to `runs/motion/<model>-<category>`.
-SIGTERM or Ctrl-C saves and exits with 3; the same command with `--resume` goes on from there. Several
-processes: `torchrun --nproc-per-node N -m -- training.motion ...`, on GPUs also `accelerate launch -m`.
+whole VideoUNet. With `--stage1` a category goes on from what an earlier run wrote. Checkpoint, TensorBoard
+events, their curves (`curves.png`), sample clips, below the real one as pictures, and `recipe.toml`, which
+`--settings` takes again, go to `runs/motion/<model>-<category>`. SIGTERM or Ctrl-C saves and exits with 3;
+the same command with `--resume` goes on from there. Several processes:
+`torchrun --nproc-per-node N -m -- training.motion ...`, on GPUs also `accelerate launch -m`.
 """
 
 import argparse
@@ -35,17 +38,24 @@ from transformers import CLIPTextModel
 
 from huvidpo import command, video
 from huvidpo.catalog import Catalog, Component, Model, load_catalog
-from huvidpo.checkpoint import save_tensors
+from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
 from huvidpo.config import ClipRequest, SamplingOptions
-from huvidpo.files import make_folder, make_way, whole_file, write_bytes
+from huvidpo.errors import CheckpointError
+from huvidpo.files import hash_tensors, make_folder, make_way, whole_file, write_bytes
 from huvidpo.hardware import cpu_has_bfloat16
-from huvidpo.loading import load_part, load_scheduler_config, load_tokenizer, load_video_unet
+from huvidpo.loading import (
+    check_lineage,
+    load_part,
+    load_scheduler_config,
+    load_tokenizer,
+    load_video_unet,
+)
 from huvidpo.pipeline import VideoPipeline
 from huvidpo.unet import VideoUNet, fingerprint
 from preferences.thumbnails import strip
 from training.data import Clips, embed_texts, load_clips, rows_for
 from training.inversion import InvertedNoise, invert_clips
-from training.lineage import commit, write_network
+from training.lineage import carried_on, commit, write_network
 from training.loop import STOPPED, Trained, TrainingError, run_is_kept, select_trainable, train
 from training.losses import add_noise, motion_loss, prediction_target
 from training.recipes import (
@@ -172,12 +182,14 @@ def run(
     folder: Path,
     *,
     base: Path | None,
+    stage1: Path | None = None,
     resume: bool,
 ) -> tuple[Trained, VideoUNet, dict[str, str]]:
     """Train `model`'s video UNet (or the one in folder `base`) on `clips`; the run is kept in `folder`.
 
-    Returns where the run stands, the network and its provenance. `name` says what is learnt. Raises
-    TrainingError (see `training.loop.train`), ClipsError and CheckpointError.
+    `stage1`: weights of a category over that UNet, to go on from. Returns where the run stands, the network
+    and its provenance. `name` says what is learnt. Raises TrainingError (see `training.loop.train` and
+    `read_start`), ClipsError and CheckpointError.
     """
     recipe = in_native_precision(recipe)
     accelerator = start_accelerate(recipe)
@@ -186,14 +198,21 @@ def run(
     unet = load_video_unet(source, torch.float32, model.attention_mode)
     base_hash = fingerprint(unet)
     unet = unet.to(accelerator.device, memory_format=torch.channels_last)
+    trainable = select_trainable(unet, recipe.trainable)
+    start, earlier = read_start(stage1, unet, trainable) if stage1 else ({}, {})
     task = build_task(recipe, model, unet, clips, folder.parent / "cache", accelerator)
-    select_trainable(unet, recipe.trainable)
+    unet.load_state_dict(start, strict=False)
     unet.train()
     if recipe.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    identity = {"base": base_hash, "clips": task.clips.fingerprint}
+    identity = {
+        "base": base_hash,
+        "clips": task.clips.fingerprint,
+        "earlier": hash_tensors(start) if start else "",
+    }
     trained = train(unet, task, recipe, folder, accelerator=accelerator, identity=identity, resume=resume)
     provenance = {
+        **earlier,
         "stage": "motion",
         "model": model.name,
         "category": name,
@@ -201,9 +220,32 @@ def run(
         "commit": commit(),
         "recipe": json.dumps(dataclasses.asdict(recipe)),
         "attention_mode": unet.config.attention_mode,
-        **identity,
+        **{key: value for key, value in identity.items() if value},
     }
     return trained, unet, provenance
+
+
+def read_start(
+    stage1: Path, unet: VideoUNet, trainable: list[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A category's weights to go on from, over the base `unet`, and their lineage as that of an earlier run.
+
+    Raises CheckpointError for weights of another network or base, and for those that are no stage 1 any
+    more, and TrainingError for a tensor that is not `trainable`: it would be missing from what is written.
+    """
+    tensors, facts = load_tensors(stage1), read_metadata(stage1)
+    check_fits(unet, tensors)
+    check_lineage(unet, [stage1])
+    if facts.get("stage", "motion") != "motion":
+        raise CheckpointError(
+            f"{stage1} is of stage {facts['stage']}; give the weights that training.motion wrote"
+        )
+    if lost := sorted(set(tensors) - set(trainable)):
+        raise TrainingError(
+            f"{stage1} has {len(lost)} tensors that this recipe does not train, {lost[0]} for one; name them "
+            "too: --set trainable=..."
+        )
+    return tensors, carried_on(facts, "earlier")
 
 
 def in_native_precision(recipe: RecipeT) -> RecipeT:
@@ -372,7 +414,7 @@ def _main(args: argparse.Namespace) -> int:
     make_folder(args.out.parent) if whole else make_way(args.out)
 
     trained, unet, provenance = run(
-        recipe, model, name, args.clips, folder, base=args.base, resume=args.resume
+        recipe, model, name, args.clips, folder, base=args.base, stage1=args.stage1, resume=args.resume
     )
     if not trained.complete:
         if PartialState().is_main_process:
@@ -405,6 +447,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, help="file (folder when all weights train) to write"
     )
     parser.add_argument("--base", type=Path, help="folder of the UNet to start from (2D ones are inflated)")
+    parser.add_argument(
+        "--stage1", type=Path, help="a category's weights to go on from (an earlier run's --out)"
+    )
     add_run_options(parser, MOTION_RECIPES, run="runs/motion/<model>-<category>")
     return parser
 

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from huvidpo.hardware import prepare_to_train
-from tiny import autoencoder, clip, common, dataset, first_frame
-from tiny.autoencoder import Reconstruction, build, fold_normalisation
+from tiny import autoencoder, clip, common, dataset, decoder, first_frame, views
+from tiny.autoencoder import Reconstruction, build, fold_normalisation, mean_psnr
 from tiny.world import (
     CATEGORIES,
     COLOURS,
@@ -117,6 +117,37 @@ def test_trainer_that_is_stopped_is_no_success(small_data: Path, monkeypatch: py
     assert left.value.code == STOPPED
     assert (small_data / "vae" / CHECKPOINT).exists()
     assert not (small_data / "first_frame" / "vae").exists()
+
+
+def test_decoder_learns_and_latents_stay(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_data / "first_frame" / "vae"
+    for name, value in {"FOLDER": folder, "DATA": small_data, "CLIPS": 4, "SCENES": 1, "PICTURES": 2}.items():
+        monkeypatch.setattr(decoder, name, value)
+    monkeypatch.setattr(decoder, "RECIPE", dataclasses.replace(decoder.RECIPE, warmup_steps=2))
+    torch.manual_seed(0)
+    build().half().save_pretrained(folder)
+    before = AutoencoderKL.from_pretrained(folder)
+    test = decoder.held_out()
+    assert set(test) == {*views.VIEWS, "second world"}
+
+    monkeypatch.setattr("sys.argv", ["x", "--steps", "12", "--threads", "1"])
+    decoder.main()
+    after = AutoencoderKL.from_pretrained(folder)
+    for name, tensor in before.state_dict().items():
+        if not name.startswith("decoder."):
+            torch.testing.assert_close(after.state_dict()[name], tensor, atol=0, rtol=0)
+    for pictures in test.values():
+        assert mean_psnr(after, pictures) > mean_psnr(before, pictures)
+
+
+def test_pictures_are_rendered_once(small_data: Path) -> None:
+    path = small_data / "seen" / "anyhow.npy"
+    found = decoder.pictures(path, 2)
+    np.testing.assert_array_equal(found[decoder.FRAMES :], decoder.frames_of(1))
+    written = path.stat().st_mtime_ns
+    np.testing.assert_array_equal(decoder.pictures(path, 2), found)
+    assert path.stat().st_mtime_ns == written
+    assert len(decoder.pictures(path, 3)) == 3 * decoder.FRAMES, "a store of another count is made anew"
 
 
 def test_clip_and_first_frame_train_and_write_a_pipeline(

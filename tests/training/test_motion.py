@@ -15,7 +15,8 @@ from clips import write_clip
 from PIL import Image
 
 from huvidpo.catalog import DEFAULT_MODEL, PROJECT_ROOT
-from huvidpo.checkpoint import load_tensors, read_metadata, with_weights
+from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors, with_weights
+from huvidpo.files import hash_tensors
 from huvidpo.hardware import mixed_precision
 from huvidpo.unet import VideoUNet
 from training import curves
@@ -94,6 +95,46 @@ def test_command_trains_a_category(tiny_family, clips, tmp_path, capsys):
     assert "--resume" in capsys.readouterr().err
     assert main(arguments(clips, out, "--steps", "3", "--resume")) == 0
     assert read_metadata(out)["steps"] == "3"
+
+
+def test_a_category_goes_on_from_what_it_has(tiny_family, clips, tmp_path, capsys):
+    first, again = tmp_path / "horse.safetensors", tmp_path / "again.safetensors"
+    assert main(arguments(clips, first, "--steps", "2")) == 0
+    run = ("--run", str(tmp_path / "second"))
+    still = ("lr=1e-12",)
+    more = (*run, "--stage1", str(first))
+    assert main(arguments(clips, again, "--steps", "2", *more, settings=still)) == 0
+    start, found, facts = load_tensors(first), load_tensors(again), read_metadata(again)
+    assert set(found) == set(start)
+    for name, tensor in start.items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+    assert facts["earlier"] == hash_tensors(start)
+    assert (facts["earlier_steps"], facts["earlier_commit"]) == ("2", read_metadata(first)["commit"])
+    assert facts["base"] == facts["earlier_base"] == read_metadata(first)["base"]
+
+    capsys.readouterr()
+    assert main(arguments(clips, again, "--steps", "3", "--resume", *run, settings=still)) == 2
+    assert "earlier" in capsys.readouterr().err, "a run that went on from weights is resumed with them"
+    assert main(arguments(clips, again, "--steps", "3", "--resume", *more, settings=still)) == 0
+
+
+def test_weights_that_cannot_be_gone_on_from(tiny_family, clips, tmp_path, capsys):
+    stage1, out = tmp_path / "horse.safetensors", tmp_path / "out.safetensors"
+    assert main(arguments(clips, stage1, "--steps", "1")) == 0
+    tensors, facts = load_tensors(stage1), read_metadata(stage1)
+    other = next(iter(tensors))
+    for said, written, message in (
+        ({"stage": "dpo"}, tensors, "is of stage dpo; give the weights that training.motion wrote"),
+        ({"base": "0" * 64}, tensors, "was trained on other weights"),
+        ({}, {other: torch.zeros(1)}, other),
+        ({}, tensors | {"conv_in.bias": torch.zeros(16)}, "conv_in.bias"),
+    ):
+        save_tensors(stage1, written, facts | said)
+        assert main(arguments(clips, out, "--steps", "1", "--stage1", str(stage1))) == 2
+        assert message in capsys.readouterr().err
+    assert main(arguments(clips, out, "--steps", "1", "--stage1", str(tmp_path / "none.safetensors"))) == 2
+    assert "none.safetensors" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("shift", "above"), [(1.0, 0.25), (4.0, 4 / 7), (0.25, 1 / 13)])
