@@ -3,10 +3,11 @@
     python -m tiny.build                  # everything; three days on two cores
     python -m tiny.build --from video     # only the steps from `video` on
 
-Steps: world -> vae -> clip -> latents -> first_frame -> first_frame_preferences -> video (base) -> wording
-(other words for the text encoder) -> wide (the base, continued on clips seen anyhow; minutes on a card) ->
-motion (per category) -> judge (of the world, with its calibration) -> preferences (per category; the judge is
-in their gate) -> distill (fewer steps; measured, not shipped) -> evaluate.
+Steps: world -> vae -> decoder (the VAE's, continued on pictures seen anyhow) -> clip -> latents ->
+first_frame -> first_frame_preferences -> video (base) -> wording (other words for the text encoder) ->
+wide (the base, continued on clips seen anyhow; minutes on a card) -> motion (per category) -> judge (of the
+world, with its calibration) -> preferences (per category; the judge is in their gate) -> distill (fewer
+steps; measured, not shipped) -> evaluate.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def commands() -> dict[str, list[list[str]]]:
     return {
         "world": [[*MODULE, "tiny.dataset", "--out", str(DATA)]],
         "vae": [[*MODULE, "tiny.autoencoder"]],
+        "decoder": [[*MODULE, "tiny.decoder"]],
         "clip": [[*MODULE, "tiny.clip"]],
         "latents": [[*MODULE, "tiny.latents"]],
         "first_frame": [[*MODULE, "tiny.first_frame"]],
