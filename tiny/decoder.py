@@ -1,6 +1,6 @@
 """Continue the tiny VAE's decoder on pictures seen anyhow; its encoder stays, and with it every latent.
 
-    python -m tiny.decoder --threads 2    # three quarters of an hour on two cores; a stopped run goes on
+    python -m tiny.decoder --threads 1    # an hour on one core; a stopped run goes on
 
 `tiny.autoencoder` has seen crops of the family's world, filmed one way round. Here whole pictures are given
 back, as `tiny.views` films them: mirrored, moved, from any moment on, and of the second world. No network
@@ -9,7 +9,8 @@ that was trained on the VAE's latents has to be trained again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tiny import dataset, views, world
 from tiny.autoencoder import FOLDER, mean_psnr, reconstruction_loss
 from tiny.common import DATA, fit, parse_recipe, to_unit
 from tiny.second import world as second
+from training.lineage import commit, write_network
 from training.recipes import Recipe
 
 CLIPS, FRAMES = 2400, 12
@@ -108,7 +110,8 @@ def main() -> None:
     seen = pictures(DATA / "anyhow.npy", CLIPS)
     vae = prepare_to_train(load_part(AutoencoderKL, Component.at(FOLDER), torch.float32))
     fit("decoder", vae.decoder, Decoding(vae, seen, held_out()), recipe)
-    vae.half().save_pretrained(FOLDER)
+    facts = {"stage": "decoder", "steps": str(recipe.steps), "recipe": json.dumps(asdict(recipe))}
+    write_network(FOLDER, vae, {**facts, "commit": commit()})
 
 
 if __name__ == "__main__":
