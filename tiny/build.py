@@ -16,25 +16,34 @@ import argparse
 import subprocess
 import sys
 
-from tiny.common import DATA, FAMILY, RUNS, STAGE1
+from tiny.common import DATA, FAMILY, MORE_VIEWS, RUNS, STAGE1
 from tiny.world import CATEGORIES
 
-FAST = RUNS / "fast"
+FIRST, FAST = RUNS / "stage1-first", RUNS / "fast"
 STEPS = ("1", "2", "3", "4", "8", "20")
 MANY_CLIPS = ("--steps", "480", "--set", "lr=1e-3", "--set", "timestep_shift=4")
 """How stage 1 of the family's 256 clips a category differs from `tiny_motion`, which is for 8 to 16."""
+GO_ON = ("--steps", "320", "--set", "lr=1e-3", "--set", "cooldown=0.5", "--set", "timestep_shift=4")
+"""How MORE_VIEWS then go on."""
 MODULE = [sys.executable, "-m"]
 
 
 def commands() -> dict[str, list[list[str]]]:
     """The command lines of every step, in order."""
-    motion = [*MODULE, "training.motion", "--model", "tiny", "--resume", *MANY_CLIPS]
+    motion = [*MODULE, "training.motion", "--model", "tiny", "--resume"]
 
     def weights(category: str) -> str:
         return f"{FAMILY}/categories/{category}.safetensors"
 
-    def out(category: str) -> list[str]:
-        return ["--out", f"{STAGE1}/{category}.safetensors"]
+    def first(category: str) -> list[str]:
+        out = FIRST if category in MORE_VIEWS else STAGE1
+        files = ["--clips", f"{RUNS}/motion/{category}", "--out", f"{out}/{category}.safetensors"]
+        return [*motion, *MANY_CLIPS, "--category", category, *files]
+
+    def more(category: str) -> list[str]:
+        files = ["--clips", f"{RUNS}/more/{category}", "--out", f"{STAGE1}/{category}.safetensors"]
+        start = ["--stage1", f"{FIRST}/{category}.safetensors", "--run", f"runs/motion/tiny-{category}-more"]
+        return [*motion, *GO_ON, "--category", category, *start, *files]
 
     of = [word for c in CATEGORIES for word in ("--of", c, f"{RUNS}/motion/{c}", weights(c))]
     lora = str(FAST / "lora.safetensors")
@@ -50,7 +59,7 @@ def commands() -> dict[str, list[list[str]]]:
         "video": [[*MODULE, "tiny.video"]],
         "wording": [[*MODULE, "tiny.wording"]],
         "wide": [[*MODULE, "tiny.wide"]],
-        "motion": [[*motion, "--category", c, "--clips", f"{RUNS}/motion/{c}", *out(c)] for c in CATEGORIES],
+        "motion": [*map(first, CATEGORIES), *map(more, MORE_VIEWS)],
         "judge": [[*MODULE, f"tiny.judge{part}"] for part in ("", ".calibrate", ".attack")],
         "preferences": [[*MODULE, "tiny.preferences"]],
         "distill": [

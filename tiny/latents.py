@@ -5,8 +5,8 @@
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
 `training.motion` reads, for the base; the same for stage 1: 256 clips of each category, as they were filmed
-and in two other views (runs/tiny/motion/<category>), and 256 others in four (runs/tiny/more/<category>). What
-is there already is kept if its captions are the same.
+and in two other views (runs/tiny/motion/<category>), of some 256 others in four (runs/tiny/more/<category>).
+What is there already is kept if its captions are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from huvidpo.files import make_folder, whole_file, write_text
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part
 from tiny import dataset, views
-from tiny.common import DATA, FAMILY, RUNS, to_unit
+from tiny.common import DATA, FAMILY, MORE_VIEWS, RUNS, to_unit
 from tiny.dataset import CLIPS, load_split
 from tiny.world import CATEGORIES, FRAMES, Scene, caption, render
 
@@ -84,7 +84,8 @@ def main() -> None:
         for category in CATEGORIES:
             chosen = [scene for scene in rest if scene.category == category][: 2 * args.motion_clips]
             write_views(RUNS / "motion" / category, chosen[: args.motion_clips], views_of, vae)
-            write_views(RUNS / "more" / category, chosen[args.motion_clips :], more_views_of, vae)
+            if category in MORE_VIEWS:
+                write_views(RUNS / "more" / category, chosen[args.motion_clips :], more_views_of, vae)
 
 
 def write_views(
