@@ -20,7 +20,7 @@ RUNS = Path("runs/tiny")  # checkpoints; ignored by git
 STAGE1 = RUNS / "stage1"  # weights of the categories before their preferences
 FAMILY = Path("models/tiny")  # what ships
 MORE_VIEWS = ("smile", "birds")
-"""Categories whose stage 1 goes on, on other clips in more views: mirrored they had kept least."""
+"""Categories whose stage 1 goes on, on other clips in more views: mirrored they had kept less than most."""
 
 
 def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> None:
