@@ -80,7 +80,7 @@ def test_the_default_steps_are_no_worse_than_twenty():
     assert found["scenes"] >= 128
     for name in ("psnr", "psnr_moving", "ssim_moving", "judge"):
         assert few[name] >= many[name], name
-    assert few["motion"] >= 0.94 * many["motion"]
+    assert few["motion"] >= 0.9 * many["motion"]
     assert (
         found["rows"][f"{shipped(20)}, blurred by 0.4 px"]["judge"] < many["judge"]
     )  # so it is no blur that wins
