@@ -49,11 +49,12 @@ from training.inversion import split
 from training.lineage import commit
 from training.loop import STOPPED, TrainingError, averaged, run_is_kept, train
 from training.losses import add_noise, prediction_type
-from training.merge import DISTILLED, read_stage1
+from training.merge import DISTILLED
 from training.motion import (
     add_run_options,
     build_pipeline,
     in_native_precision,
+    read_stage1,
     sample_clips,
     sampling_options,
     start_accelerate,

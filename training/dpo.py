@@ -65,12 +65,12 @@ from training.losses import (
     noise_prediction,
     segment_errors,
 )
-from training.merge import read_stage1
 from training.monitors import Monitors, pair_metrics, verdict
 from training.motion import (
     add_run_options,
     build_pipeline,
     in_native_precision,
+    read_stage1,
     sample_clips,
     sampling_options,
     start_accelerate,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from huvidpo import command
 from huvidpo.catalog import adapter_path, load_catalog
-from huvidpo.checkpoint import check_fits, load_tensors, read_metadata, save_tensors
+from huvidpo.checkpoint import load_tensors, read_metadata, save_tensors
 from huvidpo.errors import CheckpointError
 from huvidpo.files import hash_tensors, make_way
 from huvidpo.loading import check_lineage, load_video_unet
@@ -35,7 +35,7 @@ from huvidpo.lora import merge
 from huvidpo.strength import lora_alpha, write_adapter
 from huvidpo.unet import VideoUNet, fingerprint
 from training.lineage import carried_on, commit, write_card
-from training.motion import write_base
+from training.motion import read_stage1, write_base
 
 DISTILLED = "distill"  # the stage that a LoRA of fewer steps is of
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -66,17 +66,6 @@ def merge_files(unet: VideoUNet, stage1: Path, lora: Path) -> tuple[dict[str, Te
         "merge_commit": commit(),
     }
     return {name: tensor.float() for name, tensor in motion.items()} | merged, lineage
-
-
-def read_stage1(unet: VideoUNet, file: Path) -> dict[str, Tensor]:
-    """A category's tensors. Raises CheckpointError for those of another network, and for weights that have
-    been distilled: nothing goes in after that.
-    """
-    tensors = load_tensors(file)
-    check_fits(unet, tensors)
-    if "fast_lora" in read_metadata(file):
-        raise CheckpointError(f"{file} has a LoRA of fewer steps in it already: give the weights before that")
-    return tensors
 
 
 def add_fast(

@@ -225,6 +225,17 @@ def run(
     return trained, unet, provenance
 
 
+def read_stage1(unet: VideoUNet, file: Path) -> dict[str, Tensor]:
+    """A category's tensors. Raises CheckpointError for those of another network, and for weights that have
+    been distilled: nothing goes in after that.
+    """
+    tensors = load_tensors(file)
+    check_fits(unet, tensors)
+    if "fast_lora" in read_metadata(file):
+        raise CheckpointError(f"{file} has a LoRA of fewer steps in it already: give the weights before that")
+    return tensors
+
+
 def read_start(
     stage1: Path, unet: VideoUNet, trainable: list[str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -233,8 +244,7 @@ def read_start(
     Raises CheckpointError for weights of another network or base, and for those that are no stage 1 any
     more, and TrainingError for a tensor that is not `trainable`: it would be missing from what is written.
     """
-    tensors, facts = load_tensors(stage1), read_metadata(stage1)
-    check_fits(unet, tensors)
+    tensors, facts = read_stage1(unet, stage1), read_metadata(stage1)
     check_lineage(unet, [stage1])
     if facts.get("stage", "motion") != "motion":
         raise CheckpointError(

@@ -125,6 +125,7 @@ def test_weights_that_cannot_be_gone_on_from(tiny_family, clips, tmp_path, capsy
     other = next(iter(tensors))
     for said, written, message in (
         ({"stage": "dpo"}, tensors, "is of stage dpo; give the weights that training.motion wrote"),
+        ({"fast_lora": "0" * 64}, tensors, "has a LoRA of fewer steps in it already"),
         ({"base": "0" * 64}, tensors, "was trained on other weights"),
         ({}, {other: torch.zeros(1)}, other),
         ({}, tensors | {"conv_in.bias": torch.zeros(16)}, "conv_in.bias"),
