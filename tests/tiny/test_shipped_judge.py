@@ -72,7 +72,8 @@ def test_an_optimiser_wins_by_no_tricks_and_its_gradients_are_caught_by_the_trut
 
 def test_the_default_steps_are_no_worse_than_twenty():
     """The committed result of `python -m tiny.judge.table --steps 20`: by truth, judge, labels and, but for
-    some, motion; a tenth less of it is the most that fewer steps were to cost.
+    some, motion; a tenth less of it is the most that fewer steps were to cost. And in themselves: as near as
+    was asked for, and moving as much of the truth as the 3 steps that were the default before.
     """
     found = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
     options = load_catalog().model("tiny").defaults
@@ -81,6 +82,9 @@ def test_the_default_steps_are_no_worse_than_twenty():
     for name in ("psnr", "psnr_moving", "ssim_moving", "judge"):
         assert few[name] >= many[name], name
     assert few["motion"] >= 0.9 * many["motion"]
+    assert few["psnr"] >= 25
+    assert few["psnr_moving"] >= 22
+    assert few["motion"] >= 0.882
     assert (
         found["rows"][f"{shipped(20)}, blurred by 0.4 px"]["judge"] < many["judge"]
     )  # so it is no blur that wins
