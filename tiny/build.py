@@ -23,7 +23,7 @@ FIRST, FAST = RUNS / "stage1-first", RUNS / "fast"
 STEPS = ("1", "2", "3", "4", "8", "20")
 MANY_CLIPS = ("--steps", "480", "--set", "lr=1e-3", "--set", "timestep_shift=4")
 """How stage 1 of the family's 256 clips a category differs from `tiny_motion`, which is for 8 to 16."""
-GO_ON = ("--steps", "320", "--set", "lr=1e-3", "--set", "cooldown=0.5", "--set", "timestep_shift=4")
+GO_ON = ("--steps", "640", "--set", "lr=1e-3", "--set", "cooldown=0.5", "--set", "timestep_shift=4")
 """How MORE_VIEWS then go on."""
 MODULE = [sys.executable, "-m"]
 

@@ -5,7 +5,7 @@
 Files in runs/tiny/data: `stills_latents.npy` [N, 12, 16, 16] and the latent store `clips_latents/`
 (`latents.npy` [N, 12, 16, 16, 16] as channels, frames, height, width, and `captions.json`) that
 `training.motion` reads, for the base; the same for stage 1: 256 clips of each category, as they were filmed
-and in two other views (runs/tiny/motion/<category>), of some 256 others in four (runs/tiny/more/<category>).
+and in two other views (runs/tiny/motion/<category>), of some 256 others in five (runs/tiny/more/<category>).
 What is there already is kept if its captions are the same.
 """
 
@@ -110,14 +110,14 @@ def views_of(scene: Scene) -> np.ndarray:
 
 
 def more_views_of(scene: Scene) -> np.ndarray:
-    """A clip as it was filmed, mirrored, from another moment on (every other one mirrored), and mirrored or
-    moved from any moment on, so that half of all are mirrored: uint8 [4, 16, 64, 64, 3].
+    """A clip as it was filmed, mirrored, from another moment on, from another one on and mirrored, and from
+    a third on, mirrored or moved: uint8 [5, 16, 64, 64, 3].
     """
     clip, rng = render(scene, views.SHORT), np.random.default_rng((scene.seed, 7))
-    starts, mirrored = views.SHORT - FRAMES + 1, clip[:, :, ::-1]
-    later = (mirrored if rng.random() < 0.5 else clip)[int(rng.integers(1, starts)) :]
-    anyhow = views.seen_anyhow(clip, rng)[int(rng.integers(starts)) :]
-    return np.stack([part[:FRAMES] for part in (clip, mirrored, later, anyhow)])
+    mirrored, anyhow = clip[:, :, ::-1], views.seen_anyhow(clip, rng)
+    moments = rng.integers(1, views.SHORT - FRAMES + 1, 3)
+    later = [seen[start:] for seen, start in zip((clip, mirrored, anyhow), moments, strict=True)]
+    return np.stack([part[:FRAMES] for part in (clip, mirrored, *later)])
 
 
 if __name__ == "__main__":
