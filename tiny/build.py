@@ -16,7 +16,7 @@ import argparse
 import subprocess
 import sys
 
-from tiny.common import DATA, FAMILY, MORE_VIEWS, RUNS, STAGE1
+from tiny.common import DATA, FAMILY, RUNS, STAGE1
 from tiny.world import CATEGORIES
 
 FIRST, FAST = RUNS / "stage1-first", RUNS / "fast"
@@ -24,7 +24,7 @@ STEPS = ("1", "2", "3", "4", "8", "20")
 MANY_CLIPS = ("--steps", "480", "--set", "lr=1e-3", "--set", "timestep_shift=4")
 """How stage 1 of the family's 256 clips a category differs from `tiny_motion`, which is for 8 to 16."""
 GO_ON = ("--steps", "640", "--set", "lr=1e-3", "--set", "cooldown=0.5", "--set", "timestep_shift=4")
-"""How MORE_VIEWS then go on."""
+"""How it then goes on, on 256 others in more views."""
 MODULE = [sys.executable, "-m"]
 
 
@@ -36,8 +36,7 @@ def commands() -> dict[str, list[list[str]]]:
         return f"{FAMILY}/categories/{category}.safetensors"
 
     def first(category: str) -> list[str]:
-        out = FIRST if category in MORE_VIEWS else STAGE1
-        files = ["--clips", f"{RUNS}/motion/{category}", "--out", f"{out}/{category}.safetensors"]
+        files = ["--clips", f"{RUNS}/motion/{category}", "--out", f"{FIRST}/{category}.safetensors"]
         return [*motion, *MANY_CLIPS, "--category", category, *files]
 
     def more(category: str) -> list[str]:
@@ -59,7 +58,7 @@ def commands() -> dict[str, list[list[str]]]:
         "video": [[*MODULE, "tiny.video"]],
         "wording": [[*MODULE, "tiny.wording"]],
         "wide": [[*MODULE, "tiny.wide"]],
-        "motion": [*map(first, CATEGORIES), *map(more, MORE_VIEWS)],
+        "motion": [command(category) for category in CATEGORIES for command in (first, more)],
         "judge": [[*MODULE, f"tiny.judge{part}"] for part in ("", ".calibrate", ".attack")],
         "preferences": [[*MODULE, "tiny.preferences"]],
         "distill": [

@@ -19,10 +19,6 @@ DATA = Path("runs/tiny/data")  # rendered by tiny.dataset
 RUNS = Path("runs/tiny")  # checkpoints; ignored by git
 STAGE1 = RUNS / "stage1"  # weights of the categories before their preferences
 FAMILY = Path("models/tiny")  # what ships
-MORE_VIEWS = ("smile", "horse", "guitar", "birds", "helicopter")
-"""Categories whose stage 1 goes on, on other clips in more views: mirrored or from a later moment on they had
-kept less than the others.
-"""
 
 
 def fit(name: str, model: nn.Module, task: Task, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ from huvidpo.files import make_folder, whole_file, write_text
 from huvidpo.hardware import mixed_precision, prepare_to_train
 from huvidpo.loading import load_part
 from tiny import dataset, views
-from tiny.common import DATA, FAMILY, MORE_VIEWS, RUNS, to_unit
+from tiny.common import DATA, FAMILY, RUNS, to_unit
 from tiny.dataset import CLIPS, load_split
 from tiny.world import CATEGORIES, FRAMES, Scene, caption, render
 
@@ -84,8 +84,7 @@ def main() -> None:
         for category in CATEGORIES:
             chosen = [scene for scene in rest if scene.category == category][: 2 * args.motion_clips]
             write_views(RUNS / "motion" / category, chosen[: args.motion_clips], views_of, vae)
-            if category in MORE_VIEWS:
-                write_views(RUNS / "more" / category, chosen[args.motion_clips :], more_views_of, vae)
+            write_views(RUNS / "more" / category, chosen[args.motion_clips :], more_views_of, vae)
 
 
 def write_views(
