@@ -88,16 +88,16 @@ def second_scene(rng: np.random.Generator, category: str) -> tuple[world.Scene, 
 
 def held_out(scenes: Sequence[world.Scene], name: str) -> Array:
     """Clips uint8 [N, 16, 64, 64, 3] of `scenes` in one of the VIEWS."""
-    frames = 24 if name == "later" else 16
-    clips = np.stack([world.render(scene, frames) for scene in scenes])
-    return np.stack([VIEWS[name](clip)[:16] for clip in clips])
+    clips = np.stack([world.render(scene, SHORT if name == "later" else world.FRAMES) for scene in scenes])
+    return np.stack([VIEWS[name](clip)[: world.FRAMES] for clip in clips])
 
 
+LATER = 5
 VIEWS = {
     "as it is": lambda clip: clip,
     "mirrored": lambda clip: clip[:, :, ::-1],
     "8 px right": lambda clip: moved(clip, 8, 0),
     "16 px left": lambda clip: moved(clip, -16, 0),
-    "later": lambda clip: clip[5:],
+    "later": lambda clip: clip[LATER:],
 }
-"""How a clip of the family's world can be seen; `later`: from its sixth frame on."""
+"""How a clip of the family's world can be seen; `later`: from frame LATER, its sixth, on."""

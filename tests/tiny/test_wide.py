@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from huvidpo.unet import VideoUNet
-from tiny import views, wide, world
+from tiny import dataset, views, wide, world
 from tiny.judge import views as judged
 from training.loop import TrainingError, learning_rate
 
@@ -157,3 +157,9 @@ def test_the_measure_tells_a_stencil_from_motion_that_is_read() -> None:
         stencils = [judged.stencil(truth, clip) for truth, clip in zip(truths, plain, strict=True)]
         gains = judged.means(stencils, truths)["gain"]
         assert gains > 20 if name == "as it is" else gains < 1, name
+
+
+def test_a_guitar_looks_the_same_at_two_moments_and_goes_on_in_two_ways() -> None:
+    found = judged.undecided(dataset.scenes("held_out", 16))
+    assert found["categories"] == ["guitar"]
+    assert found["gain_of_another"] < 0 < found["gain_of_the_mean"] < 8
