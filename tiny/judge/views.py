@@ -71,7 +71,7 @@ def means(clips: Clips, truths: Clips) -> dict[str, float]:
 def gains(clips: Clips, truths: Clips, scenes: Sequence[world.Scene]) -> dict[str, float]:
     """Mean gain by category."""
     found: dict[str, float] = {}
-    for category in world.CATEGORIES:
+    for category in dict.fromkeys(scene.category for scene in scenes):
         part = [i for i, scene in enumerate(scenes) if scene.category == category]
         found[category] = means([clips[i] for i in part], [truths[i] for i in part])["gain"]
     return found
@@ -110,6 +110,8 @@ def undecided(scenes: Sequence[world.Scene]) -> dict[str, Any]:
             truth, *ways = (clip[t:][: world.FRAMES] for t in (views.LATER, *others))
             mean = np.mean([truth, *ways], axis=0).round().astype(np.uint8)
             rows.append((scene.category, measures(mean, truth)["gain"], measures(ways[0], truth)["gain"]))
+    if not rows:
+        return {"categories": []}
     return {
         "categories": sorted({name for name, _, _ in rows}),
         "gain_of_the_mean": round(float(np.mean([mean for _, mean, _ in rows])), 3),
