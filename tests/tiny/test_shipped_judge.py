@@ -116,3 +116,17 @@ def test_pasted_motion_is_of_another_scene_of_the_same_kind(judge):
         assert (scene.category, scene.style) == (other.category, other.style)
         assert scene.seed != other.seed
     assert compare(judge, *pairs_of_scenes(judge, 1, 7)[0], 0, ["frozen"]) == {("frozen", 0): True}
+
+
+def test_motion_is_read_from_the_picture_in_every_view_and_stays_where_nothing_moves():
+    """The committed result of `python -m tiny.judge.views`: four fifths of the gain stay, where a stencil has
+    none; late frames keep four fifths of the motion that the truth keeps; what is flat stays flat.
+    """
+    found = json.loads((FOLDER / "views.json").read_text(encoding="utf-8"))
+    views = {name: view for name, view in found["views"].items() if name != "as it is"}
+    assert set(views) == {"mirrored", "8 px right", "16 px left", "later"}
+    for name, view in views.items():
+        assert view["share_of_gain"] >= 0.8, name
+        assert view["gain_of_a_stencil"] < 0, name
+    assert found["late_motion"]["ours"] >= 0.8 * found["late_motion"]["truth"]
+    assert found["still"]["share_above_20_db"] == 1
