@@ -58,7 +58,7 @@ class GuardedService(bentoml.Service):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         from service import logs, metrics, tracing
-        from service.http import Guard
+        from service.http import Guard, ReadAgain
 
         logs.configure(SETTINGS, self.name)
         tracing.configure(self.name, __version__)
@@ -67,6 +67,7 @@ class GuardedService(bentoml.Service):
         metrics.forget_the_dead()
         metrics.BUILD.labels(__version__, SETTINGS.commit or "unknown", SETTINGS.model).set(1)
         app = without_kept_timers(super().to_asgi(is_main))
+        app.add_middleware(ReadAgain)
         return Guard(app, max_body=SETTINGS.max_body_mib * 2**20, paths=PATHS)
 
 

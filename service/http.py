@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -244,6 +245,27 @@ class LastResort:
                 raise
             late = error_response(TimedOut(_MESSAGES[504]), scope["state"]["request_id"])
             await late(scope, receive, send)
+
+
+class ReadAgain:
+    """ASGI: `app`, asked once more for the metrics where another process had just begun its file of them:
+    until that has its size, prometheus_client (0.26) fails to read it.
+    """
+
+    def __init__(self, app: App):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for wait in (0.01, 0.05, 0.25):
+            try:
+                await self.app(scope, receive, send)
+            except struct.error:
+                if scope.get("path") != "/metrics":
+                    raise
+                await asyncio.sleep(wait)
+            else:
+                return
+        await self.app(scope, receive, send)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import struct
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from huvidpo.errors import CheckpointError, InvalidRequest
 from service.errors import TABLE, QueueFull, TimedOut, Unavailable, from_dict, row_of, to_dict
-from service.http import Guard, LastResort, error_response
+from service.http import Guard, LastResort, ReadAgain, error_response
 
 
 async def echo(request):
@@ -229,6 +232,37 @@ def test_an_answer_that_has_begun_is_not_cut():
     assert post(LastResort(slow, 0), "/slow").content == b"whole"
     with pytest.raises(TimeoutError, match="of its own"):
         asyncio.run(_raw(LastResort(broken, 60), "/broken", []))
+
+
+def test_metrics_are_read_again_where_a_process_has_just_begun_its_file(tmp_path):
+    """It opens the file, empty, and then gives it its size: in between nobody can read it."""
+    asked = []
+
+    async def metrics(scope, receive, send):
+        if not asked:
+            (tmp_path / "counter_7.db").touch()
+        asked.append(scope["path"])
+        try:
+            MultiProcessCollector(None, str(tmp_path)).collect()
+        finally:
+            MmapedDict(str(tmp_path / "counter_7.db")).close()
+        await PlainTextResponse("whole")(scope, receive, send)
+
+    assert post(ReadAgain(metrics), "/metrics").content == b"whole"
+    assert asked == ["/metrics", "/metrics"]
+
+
+@pytest.mark.parametrize(("path", "times"), [("/metrics", 4), ("/generate_video", 1)])
+def test_what_stays_broken_is_told_and_others_are_asked_once(path, times):
+    asked = []
+
+    async def broken(scope, receive, send):
+        asked.append(scope["path"])
+        raise struct.error("of its own")
+
+    with pytest.raises(struct.error, match="of its own"):
+        asyncio.run(_raw(ReadAgain(broken), path, []))
+    assert asked == [path] * times
 
 
 async def _raw(app, path, messages):
