@@ -8,7 +8,7 @@ import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -248,23 +248,18 @@ class LastResort:
 
 
 class ReadAgain:
-    """ASGI: `app`, asked once more for the metrics where another process had just begun its file of them:
-    until that has its size, prometheus_client (0.26) fails to read it.
+    """ASGI: `app`, asked again for the metrics, up to three times, where another process had just begun its
+    file of them: until that has its size, prometheus_client (0.26) fails to read it.
     """
 
     def __init__(self, app: App):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for wait in (0.01, 0.05, 0.25):
-            try:
-                await self.app(scope, receive, send)
-            except struct.error:
-                if scope.get("path") != "/metrics":
-                    raise
-                await asyncio.sleep(wait)
-            else:
-                return
+        for wait in (0.01, 0.05, 0.25) if scope.get("path") == "/metrics" else ():
+            with suppress(struct.error):
+                return await self.app(scope, receive, send)
+            await asyncio.sleep(wait)
         await self.app(scope, receive, send)
 
 
